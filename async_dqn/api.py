@@ -1,0 +1,199 @@
+"""The Python API: `AsyncDQN`, one agent on one environment.
+
+    agent = AsyncDQN("CartPole-v1", workers=4, seed=0)
+    agent.learn(total_steps=200_000)
+    action, _ = agent.predict(observation)
+
+Keywords are the options of the command line with underscores (`import_modules` for `--import`).
+"""
+
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from async_dqn import architecture, checkpoint, envs, training
+from async_dqn.config import Config, UserError
+from async_dqn.env_spec import EnvSpec, make_single
+from async_dqn.evaluator import Player
+from async_dqn.parameters import FlatNetwork, flat_vector
+from async_dqn.presets import resolve
+from async_dqn.spaces import row_writer
+from async_dqn.task import CONFIRMATION, Task
+
+Env = str | Callable[..., gymnasium.Env]
+
+
+class AsyncDQN:
+    """A Q-learning agent; `env` is a registered id, an environment class or a picklable factory.
+
+    Raises UserError (one line: what is wrong; what to do) for settings or environments that
+    cannot work.
+    """
+
+    def __init__(self, env: Env = "CartPole-v1", **settings: Any):
+        self._factory = None if isinstance(env, str) else env
+        name = env if isinstance(env, str) else EnvSpec(env).name
+        envs.check_env_id(env, settings.get("import_modules", ()))
+        self.config, self._explicit = resolve({**settings, "env": name})
+        self.run: Path | None = None
+        self._build()
+        torch.manual_seed(self.config.run.seed)
+        self.network = FlatNetwork(self.task.network(), gradient=False)
+
+    def learn(
+        self,
+        total_steps: int | None = None,
+        callback: training.Callback | None = None,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train up to `total_steps` GLOBAL steps (all calls together; default `steps`).
+
+        `callback(report)` is called about once a second with the metrics by TensorBoard tag and
+        "step"; returning False ends training. A further call goes on where the last one ended.
+        Workers are processes: call it under `if __name__ == "__main__":`.
+        Raises UserError; RuntimeError if the run failed.
+        """
+        if multiprocessing.current_process().name != "MainProcess":
+            raise UserError(
+                "a worker imports your script and came upon learn(); "
+                'start the trainer under if __name__ == "__main__":'
+            )
+        changes: dict[str, Any] = {"quiet": not progress_bar}
+        if total_steps is not None:
+            changes["steps"] = total_steps
+        if self.run is not None:
+            changes["resume"] = str(self.run)
+        config = self.config.with_settings(changes)
+        explicit = self._explicit | {"run.steps"}
+        outcome = training.train(
+            config, explicit, self._factory, callback, in_own_process=False
+        )
+        self.run = outcome.run
+        self._load(checkpoint.load(checkpoint.resolve(outcome.run)))
+        if outcome.exit_code == 130:
+            raise KeyboardInterrupt
+        if outcome.exit_code:
+            raise RuntimeError(f"training stopped with exit code {outcome.exit_code}; see {outcome.run}")
+        return self
+
+    def predict(
+        self, observation: Any, deterministic: bool = True, epsilon: float = 0.05
+    ) -> tuple[Any, None]:
+        """Choose the action for one observation (an int) or a batch (int64 [N]).
+
+        Greedy; with `deterministic=False` epsilon-greedy. The second value (a recurrent state in
+        similar libraries) is None. Actions are those of the environment's own action space.
+        """
+        batch, single = self._batch(observation)
+        q_values = self._forward(batch)
+        actions = q_values.argmax(axis=1)
+        if not deterministic:
+            explore = np.random.random(len(actions)) < epsilon
+            random = np.random.randint(q_values.shape[1], size=len(actions))
+            actions = np.where(explore, random, actions)
+        actions = actions + self._first_action
+        return (int(actions[0]) if single else actions), None
+
+    def q_values(self, observations: Any) -> NDArray[np.float32]:
+        """Q-values float32 [N, A] of a batch of observations (or [1, A] of a single one)."""
+        return self._forward(self._batch(observations)[0])
+
+    def evaluate(self, episodes: int = 100, seed: int | None = None) -> tuple[float, float]:
+        """Mean and standard deviation of the true return of greedy play over `episodes`.
+
+        With the run's own seed (the default) these are the episodes that decided `best`.
+        """
+        task = self.task
+        if seed is not None:
+            config = task.config.with_settings({"seed": seed})
+            task = Task(config, task.spec, task.info, task.architecture)
+        *_, scores = Player(task, self.network).play(episodes, CONFIRMATION)
+        returns = [score for score, _ in scores]
+        return float(np.mean(returns)), float(np.std(returns))
+
+    def save(self, path: str | Path) -> None:
+        """Copy the agent's checkpoint to the new folder `path`. Raises UserError if it exists."""
+        if self.run is None:
+            raise UserError("nothing learned yet; call learn() before save()")
+        if Path(path).exists():
+            raise UserError(f"{path} exists; choose another path")
+        shutil.copytree(checkpoint.resolve(self.run), path)
+
+    @classmethod
+    def load(cls, path: str | Path, env: Env | None = None) -> Self:
+        """Load a run folder (its latest checkpoint) or one checkpoint.
+
+        `env` is needed for agents whose environment was a class or factory. Raises UserError.
+        """
+        found = checkpoint.load(checkpoint.resolve(path))
+        agent = cls.__new__(cls)
+        # A stored configuration is never trusted for imports.
+        agent.config = Config.from_dict(found.state["config"]).with_settings({"import_modules": ()})
+        agent._explicit = frozenset()
+        agent._factory = None if env is None or isinstance(env, str) else env
+        agent.run = Path(path)
+        envs.check_env_id(env or agent.config.environment.env, agent.config.environment.import_modules)
+        agent._build()
+        agent._load(found)
+        return agent
+
+    def _build(self) -> None:
+        """The parts that follow from the settings: environment facts and network shape."""
+        environment = self.config.environment
+        spec = EnvSpec(
+            self._factory or environment.env,
+            environment.env_arg,
+            environment.import_modules,
+            environment.max_episode_steps,
+        )
+        info = envs.probe(spec)
+        self.task = Task(self.config, spec, info, architecture.choose(self.config.network, info))
+        self._spaces = None if spec.is_atari else _spaces(spec)
+
+    def _load(self, found: checkpoint.Checkpoint) -> None:
+        self.network = FlatNetwork(self.task.network(), gradient=False)
+        try:
+            self.network.vector.copy_(flat_vector(self.network.net, found.tensors["model"]))
+        except (KeyError, ValueError) as error:
+            raise UserError(f"checkpoint does not match: {error}") from error
+
+    def _forward(self, batch: NDArray) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            output, _ = self.network.net(torch.from_numpy(batch))
+        return output.q_values.numpy()
+
+    def _batch(self, observation: Any) -> tuple[NDArray, bool]:
+        """Observations in the network's layout [N, ...], and whether it was a single one."""
+        info, array = self.task.info, np.asarray(observation)
+        shape = info.observation_shape if self._spaces is None else self._spaces[0].shape
+        single = array.shape == tuple(shape)
+        if not single and array.shape[1:] != tuple(shape):
+            raise UserError(f"observation has shape {array.shape}, expected {tuple(shape)}")
+        rows = array[None] if single else array
+        batch = np.zeros((len(rows), *info.observation_shape), info.dtype)
+        if self._spaces is None:
+            batch[:] = rows
+        else:
+            write = row_writer(self._spaces[0], batch)
+            for index, row in enumerate(rows):
+                write(index, row)
+        return batch, single
+
+    @property
+    def _first_action(self) -> int:
+        return 0 if self._spaces is None else int(self._spaces[1].start)
+
+
+def _spaces(spec: EnvSpec) -> tuple[gymnasium.Space, gymnasium.spaces.Discrete]:
+    env, _ = make_single(spec)
+    try:
+        return env.observation_space, env.action_space
+    finally:
+        env.close()

@@ -1,0 +1,137 @@
+"""What every child process does first: die with the trainer, keep out of its signals, keep a log.
+
+A parent-death signal alone is not enough under a fork server: the kernel ties it to the SERVER,
+which lives as long as any child holds its pipe. So each child closes that pipe, asks for the
+signal, and watches the trainer itself as well.
+"""
+
+import ctypes
+import faulthandler
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+# A record with its 4-byte prefix must fit: up to PIPE_BUF a write happens whole or not at all.
+RECORD_BYTES = select.PIPE_BUF - 4
+
+
+@dataclass(frozen=True)
+class Lifeline:
+    """Names the trainer, so that a child can tell it from a later process with the same pid."""
+
+    pid: int
+    started: str
+
+    @classmethod
+    def here(cls) -> "Lifeline":
+        return cls(os.getpid(), _start_time(os.getpid()))
+
+
+def _start_time(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def enter_child(title: str, lifeline: Lifeline, log: Path) -> None:
+    """Tie this process to the trainer, name it, and send its output to `log`."""
+    _die_with(lifeline)
+    os.setpgid(0, 0)  # a kill of the group also catches what the environment started
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer alone handles Ctrl-C
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    faulthandler.enable(sys.stderr)
+    try:
+        import setproctitle
+
+        setproctitle.setproctitle(title)
+    except ImportError:
+        pass
+
+
+def _die_with(lifeline: Lifeline) -> None:
+    server_pipe = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
+    if server_pipe is not None:
+        os.close(server_pipe)
+        forkserver._forkserver._forkserver_alive_fd = None
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if hasattr(os, "pidfd_open"):
+        try:
+            trainer = os.pidfd_open(lifeline.pid)
+        except ProcessLookupError:
+            os._exit(1)
+        threading.Thread(target=_exit_after, args=(trainer,), daemon=True).start()
+    else:
+        threading.Thread(target=_exit_when_reparented, args=(os.getppid(),), daemon=True).start()
+    if _start_time(lifeline.pid) != lifeline.started:
+        os._exit(1)
+
+
+def _exit_after(pidfd: int) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll()
+    os._exit(1)
+
+
+def _exit_when_reparented(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+class RecordPipe:
+    """The child's end of its pipe: small JSON records, dropped rather than waited for."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+        os.set_inheritable(connection.fileno(), False)
+        os.set_blocking(connection.fileno(), False)
+
+    def send(self, record: dict[str, Any]) -> bool:
+        """Send one record; False if the pipe is full (nothing was written)."""
+        message = json.dumps(record).encode()
+        if len(message) > RECORD_BYTES:
+            raise ValueError(f"record of {len(message)} bytes does not fit in one pipe write")
+        try:
+            self._connection.send_bytes(message)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def receive(connection: Connection) -> dict[str, Any] | None:
+    """Read one record in the trainer; None at the end of the pipe."""
+    try:
+        return json.loads(connection.recv_bytes(RECORD_BYTES))
+    except (EOFError, OSError, ValueError):
+        return None
+
+
+def report_failure(run: Callable[[], None], pipe: RecordPipe) -> None:
+    """Run a child's body; an exception goes to its log, its last line to the trainer; exit 1."""
+    try:
+        run()
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        pipe.send({"kind": "failure", "cause": f"{type(error).__name__}: {error}"[:500]})
+        os._exit(1)

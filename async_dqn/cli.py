@@ -1,0 +1,160 @@
+"""The command line: `async-dqn [train|evaluate|list|bench] ...`.
+
+Nothing heavy is imported before the arguments are known to be good: `--help` and mistakes
+answer at once, and training starts its fork server before it imports torch itself.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from async_dqn.config import SETTINGS, UserError
+from async_dqn.settings import did_you_mean
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command (default `sys.argv[1:]`) and return its exit code."""
+    # The workers are the parallelism; set before anything reads them, and for the children.
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else list(argv))
+    except UserError as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _say(text: str, end: str = "\n") -> None:
+    """Print now; that the reader has left (`| head`) is no error."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        # What is still buffered would fail again when the interpreter exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise UserError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def _one_line(text: str) -> str:
+    """Control characters and stray bytes from user input as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _dispatch(argv: list[str]) -> int:
+    command, rest = "train", argv
+    if argv and not argv[0].startswith("-"):
+        command, *rest = argv
+    if command not in COMMANDS:
+        hint = did_you_mean(command, COMMANDS) or f"; choose {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {command!r}{hint}")
+    try:
+        return COMMANDS[command](rest)
+    except SystemExit as done:  # argparse, after --help
+        if done.code:
+            raise
+        _say("", end="")
+        return 0
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train with the settings in `argv`; see `--help`."""
+    from async_dqn.options import parse_train
+    from async_dqn.presets import resolve
+
+    given = parse_train(argv)
+    if given.pop("version", False):
+        return _print_version()
+    sources = given.pop("config", None), given.pop("preset", None)
+    config, explicit = resolve(given, *sources)
+    from async_dqn import envs  # imports gymnasium: only now
+
+    envs.check_env_id(config.environment.env, config.environment.import_modules)
+    from async_dqn import training
+
+    return training.train(config, explicit).exit_code
+
+
+def _print_version() -> int:
+    from async_dqn import __version__
+
+    _say(f"async_dqn {__version__}")
+    return 0
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Print the greedy score of a run folder's latest checkpoint, or of one checkpoint."""
+    from async_dqn.options import Parser, parse_value
+
+    parser = Parser(prog="async-dqn evaluate", description=evaluate.__doc__)
+    parser.add_argument("run", metavar="RUN", help="run folder or checkpoint folder")
+    parser.add_argument("--episodes", metavar="N", default="100", help="(default: 100)")
+    parser.add_argument("--seed", metavar="N", default="0", help="(default: 0)")
+    given = parser.parse(argv)
+    episodes = parse_value(SETTINGS["eval_episodes"], given["episodes"], "--episodes")
+    seed = parse_value(SETTINGS["seed"], given["seed"])
+    from async_dqn.api import AsyncDQN
+
+    mean, std = AsyncDQN.load(given["run"]).evaluate(episodes=episodes, seed=seed)
+    _say(f"mean return {mean:.2f}, standard deviation {std:.2f}, {episodes} episodes")
+    return 0
+
+
+def list_names(argv: Sequence[str]) -> int:
+    """Print a table of presets, algorithms or networks."""
+    if list(argv) in (["-h"], ["--help"]):
+        _say(f"usage: async-dqn list {{{','.join(TABLES)}}}\n\n{list_names.__doc__}")
+        return 0
+    if len(argv) != 1 or argv[0] not in TABLES:
+        hint = did_you_mean(argv[0], TABLES) if argv else ""
+        raise UserError(f"list needs one of {', '.join(TABLES)}{hint}")
+    rows = TABLES[argv[0]]()
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    _say("\n".join(lines))
+    return 0
+
+
+def _preset_rows() -> list[tuple[str, ...]]:
+    from async_dqn import presets
+
+    rows: list[tuple[str, ...]] = [("preset", "environments", "algorithm", "steps")]
+    for preset in map(presets.load, presets.names()):
+        settings = preset.settings
+        rows.append(
+            (preset.name, " ".join(preset.env), settings["algorithm"], f"{settings['steps']:,}")
+        )
+    return rows
+
+
+def _choice_rows(name: str) -> list[tuple[str, ...]]:
+    return [(name, "what it is"), *SETTINGS[name].choices.items()]
+
+
+def bench(argv: Sequence[str]) -> int:
+    """Measure: `bench scaling` compares the speed at several numbers of workers."""
+    if list(argv[:1]) in (["-h"], ["--help"]):
+        _say(f"usage: async-dqn bench scaling [options]\n\n{bench.__doc__}")
+        return 0
+    if list(argv[:1]) != ["scaling"]:
+        raise UserError("bench needs the name of a benchmark; choose scaling")
+    from async_dqn import bench as benchmarks
+
+    return benchmarks.scaling(list(argv[1:]))
+
+
+Command = Callable[[Sequence[str]], int]
+COMMANDS: dict[str, Command] = {
+    "train": train,
+    "evaluate": evaluate,
+    "list": list_names,
+    "bench": bench,
+}
+TABLES: dict[str, Callable[[], list[tuple[str, ...]]]] = {
+    "presets": _preset_rows,
+    "algorithms": lambda: _choice_rows("algorithm"),
+    "networks": lambda: _choice_rows("network"),
+}

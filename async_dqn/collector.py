@@ -1,0 +1,138 @@
+"""The collector steps a worker's environments with its network and fills a `Rollout`.
+
+The network acts without a graph; the loss recomputes the rollout in one batch. The last action
+of a rollout is pending: it is carried over and taken first in the next one.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from async_dqn.algorithms import Algorithm
+from async_dqn.envs import EnvBatch, Step
+from async_dqn.rollout import Rollout
+
+EPISODES_KEPT = 80  # so that a worker's record surely fits into one pipe write
+
+
+class Collector:
+    """Collects rollouts of up to `length` steps from `envs`; counts episodes itself.
+
+    `finished` holds (return, length) of whole episodes: true scores, before clipping and scaling.
+    """
+
+    def __init__(
+        self,
+        envs: EnvBatch,
+        algorithm: Algorithm,
+        net: nn.Module,
+        length: int,
+        gamma: float,
+        reward_scale: float,
+        num_actions: int,
+    ):
+        self.envs, self.algorithm, self.net = envs, algorithm, net
+        self.length, self.gamma, self.reward_scale = length, gamma, reward_scale
+        self.finished: deque[tuple[float, int]] = deque(maxlen=EPISODES_KEPT)
+        self._episodes = 0
+        self._shape = (length, envs.num_envs)
+        self._num_actions = num_actions
+
+    def reset(self, seeds: Sequence[int], epsilon: NDArray, generator: np.random.Generator):
+        """Start new episodes in all environments (one seed each) and choose the first actions."""
+        length, count = self._shape
+        obs = self.envs.reset(seeds)
+        self._generator = generator
+        self._score = np.zeros(count)
+        self._steps = np.zeros(count, np.int64)
+        self._obs = np.zeros((length + 1, *obs.shape), obs.dtype)
+        self._actions = np.zeros((length + 1, count), np.int64)
+        self._greedy = np.zeros((length + 1, count), bool)
+        self._q_values = np.zeros((length + 1, count, self._num_actions), np.float32)
+        self._rewards, self._discounts, self._weights = np.zeros((3, length, count), np.float32)
+        self._ends = np.zeros((length, count), bool)
+        self._taken = 0
+        self._obs[0] = obs
+        self._act(0, epsilon)
+
+    def collect(
+        self, epsilon: NDArray[np.float32], budget: int, record: Callable[[int], None]
+    ) -> Rollout:
+        """Take up to `length` steps, at most `budget` (>= 1) transitions, and return them.
+
+        `epsilon` is [B]. `record(n)` is called after every vector step with the number of real
+        transitions in it; surplus ones beyond the budget get weight 0 and are not counted.
+        """
+        for rows in (self._obs, self._actions, self._greedy, self._q_values):
+            rows[0] = rows[self._taken]
+        final_rows, final_obs = [], []
+        t = 0
+        while t < self.length and budget > 0:
+            step = self.envs.step(self._actions[t])
+            count = self._store(t, step, budget)
+            if len(step.final_rows):
+                final_rows.append(step.final_rows + t * len(step.obs))
+                final_obs.append(step.final_obs.copy())
+            budget -= count
+            record(count)
+            t += 1
+            self._act(t, epsilon)
+        self._taken = t
+        return self._rollout(t, final_rows, final_obs)
+
+    def take_episode_count(self) -> int:
+        """How many episodes ended since the last call."""
+        count, self._episodes = self._episodes, 0
+        return count
+
+    def _act(self, t: int, epsilon: NDArray[np.float32]) -> None:
+        with torch.inference_mode():
+            output, _ = self.net(torch.from_numpy(self._obs[t]))
+            self._q_values[t] = output.q_values.numpy()
+            self._actions[t], self._greedy[t] = self.algorithm.act(
+                output, epsilon, self._generator
+            )
+
+    def _store(self, t: int, step: Step, budget: int) -> int:
+        """Write row t; return how many of its transitions count."""
+        self._obs[t + 1] = step.obs
+        np.multiply(step.rewards, self.reward_scale, out=self._rewards[t])
+        np.multiply(~step.terminated, self.gamma, out=self._discounts[t])
+        np.logical_or(step.terminated, step.truncated, out=self._ends[t])
+        real = ~step.dummy
+        count = int(np.count_nonzero(real))
+        if count > budget:
+            real &= np.cumsum(real) <= budget
+            count = budget
+        self._weights[t] = real
+        self._score += step.scores
+        self._steps += ~step.dummy
+        if step.ended.any():
+            self._finish_episodes(np.flatnonzero(step.ended))
+        return count
+
+    def _finish_episodes(self, rows: NDArray[np.int64]) -> None:
+        for row in rows:
+            self.finished.append((float(self._score[row]), int(self._steps[row])))
+        self._episodes += len(rows)
+        self._score[rows] = 0.0
+        self._steps[rows] = 0
+
+    def _rollout(self, t: int, final_rows: list, final_obs: list) -> Rollout:
+        return Rollout(
+            obs=self._obs[: t + 1],
+            actions=self._actions[: t + 1],
+            greedy=self._greedy[: t + 1],
+            q_values=self._q_values[: t + 1],
+            rewards=self._rewards[:t],
+            discounts=self._discounts[:t],
+            ends=self._ends[:t],
+            weights=self._weights[:t],
+            final_rows=np.concatenate(final_rows) if final_rows else np.zeros(0, np.int64),
+            final_obs=np.concatenate(final_obs) if final_obs else self._obs[0, :0],
+        )
+

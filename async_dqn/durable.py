@@ -1,0 +1,86 @@
+"""Files that survive a kill or a full disk: they are there whole, or not at all.
+
+The order is always write, fsync, rename, fsync of the folder (the rename is what makes the file
+visible, the last fsync what makes the rename durable). Folders are 0700, files 0600, and no
+symbolic link is followed on write.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # absent on Windows
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a fifo must not wait for its writer
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Create `path` with `data` and fsync it; FileExistsError when anything is there."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable (Windows cannot open folders; there it does nothing)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary(path: Path) -> Path:
+    """A name beside `path` that no other process or thread of ours writes to."""
+    return path.with_name(f"{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, durably and in one step; on OSError the old file stays."""
+    aside = temporary(path)
+    try:
+        write_new(aside, data)
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+class Lines:
+    """An append-only file of whole records: what a kill or a full disk cut off is taken back."""
+
+    def __init__(self, path: Path, text: bool = True) -> None:
+        """Open or create `path`; with `text`, drop a last line that lacks its newline."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_FOLLOW
+        self._descriptor = os.open(path, flags, 0o600)
+        if text:
+            self._drop_torn_line()
+
+    def _drop_torn_line(self) -> None:
+        size = os.fstat(self._descriptor).st_size
+        tail_start = max(0, size - 2**20)
+        tail = os.pread(self._descriptor, size - tail_start, tail_start) if size else b""
+        if tail and not tail.endswith(b"\n"):
+            os.ftruncate(self._descriptor, tail_start + tail.rfind(b"\n") + 1)
+
+    def append(self, data: bytes) -> None:
+        """Write `data` whole, or nothing of it and raise OSError."""
+        size = os.fstat(self._descriptor).st_size
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._descriptor, data[written:])
+        except OSError:
+            if written:
+                os.ftruncate(self._descriptor, size)
+            raise
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

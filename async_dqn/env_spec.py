@@ -1,0 +1,261 @@
+"""Which environment is meant, whether it exists here, and how one copy of it is made.
+
+`check_env_id` answers within the import of gymnasium: nothing is built, and of the environment
+packages only ale-py, which is quick, is imported.
+"""
+
+import copy
+import difflib
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec as RegisteredSpec
+from gymnasium.envs.registration import get_env_id, parse_env_id
+
+from async_dqn.config import UserError
+
+DEFAULT_MAX_EPISODE_STEPS = 10_000
+
+
+class Requirement(NamedTuple):
+    """A package that some environments need: import name, package name, pip argument."""
+
+    module: str
+    package: str
+    install: str
+
+
+ATARI = Requirement("ale_py", "ale-py", "async_dqn[atari]")
+MINATAR = Requirement("minatar", "MinAtar", "async_dqn[minatar]")
+REQUIREMENTS = {  # by namespace, or by the module of gymnasium that holds the environment
+    "ALE": ATARI,
+    "MinAtar": MINATAR,
+    "gymnasium.envs.box2d": Requirement("Box2D", "Box2D", "async_dqn[box2d]"),
+    "gymnasium.envs.mujoco": Requirement("mujoco", "MuJoCo", "gymnasium[mujoco]"),
+    "gymnasium.envs.phys2d": Requirement("jax", "JAX", "gymnasium[jax]"),
+    "gymnasium.envs.tabular": Requirement("jax", "JAX", "gymnasium[jax]"),
+}
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What to build, the same in every process; picklable when `env` is.
+
+    `env` is a registered id or a class or factory that takes `kwargs`; `import_modules` are
+    imported first, in every process; `max_episode_steps` None means the environment's own limit,
+    else 27,000 for Atari and 10,000 for the rest.
+    """
+
+    env: str | Callable[..., gymnasium.Env]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    import_modules: tuple[str, ...] = ()
+    max_episode_steps: int | None = None
+
+    @property
+    def id(self) -> str | None:
+        """The registered id without a `module:` prefix; None for a class or factory."""
+        return self.env.rpartition(":")[2] if isinstance(self.env, str) else None
+
+    @property
+    def name(self) -> str:
+        """A name for folders and reports: the id, or the name of the class or factory."""
+        if self.id is not None:
+            return self.id
+        factory = getattr(self.env, "func", self.env)  # functools.partial
+        name = getattr(factory, "__name__", type(factory).__name__)
+        return re.sub(r"[^A-Za-z0-9._-]+", "", name) or "env"
+
+    @property
+    def is_atari(self) -> bool:
+        """Whether the id is one of ale-py's `ALE/...` ids, which get the Atari preprocessing."""
+        return self.id is not None and self.id.startswith("ALE/")
+
+
+@dataclass(frozen=True)
+class EnvInfo:
+    """What the learner needs to know of an environment; JSON-able with `dataclasses.asdict`.
+
+    `observation_shape` is (n,) for kind "vector" and (C, H, W) for kind "image"; networks multiply
+    raw observations by `scale`; `low` and `high` are the bounds of a vector where all are finite;
+    actions are 0..num_actions-1; `frames_per_step` is 4 for Atari;
+    `batched` says that many copies step together for little more than one costs.
+    """
+
+    kind: str
+    observation_shape: tuple[int, ...]
+    dtype: str
+    scale: float
+    low: tuple[float, ...] | None
+    high: tuple[float, ...] | None
+    num_actions: int
+    frames_per_step: int
+    max_episode_steps: int
+    batched: bool = False
+
+
+def check_env_id(
+    env: str | Callable[..., gymnasium.Env], import_modules: Sequence[str] = ()
+) -> None:
+    """Check that the id is registered and its package installed; nothing is built.
+
+    Raises UserError for an unknown id or version, a `module:` prefix that was not allowed with
+    --import, a module that cannot be imported, and a missing package.
+    """
+    if not isinstance(env, str):
+        return
+    module, _, env_id = env.rpartition(":")
+    if module and module not in import_modules:
+        raise UserError(f"'{module}:' would import a module; add --import {module} if you trust it")
+    for name in import_modules:
+        _import_for_registration(name)
+    namespace = env_id.rpartition("/")[0]
+    _require(env_id, namespace)
+    known = _known_ids(namespace)
+    if env_id not in known:
+        raise UserError(_describe_unknown(env_id, known))
+    if env_id in gymnasium.registry:
+        _require(env_id, _entry_module(gymnasium.registry[env_id].entry_point))
+
+
+def preload_modules(env: str | Callable[..., gymnasium.Env]) -> list[str]:
+    """Modules worth importing in the fork server, so that workers start without the wait.
+
+    Only modules of known packages: code of the user's is imported in the workers alone.
+    """
+    if not isinstance(env, str):
+        return []
+    env_id = env.rpartition(":")[2]
+    if env_id.startswith("ALE/"):
+        return ["ale_py", "ale_py.vector_env"]
+    if env_id.startswith("MinAtar/"):
+        return ["minatar.gym"]
+    registered = gymnasium.registry.get(env_id)
+    if registered is None:
+        return []
+    entry_points = (registered.entry_point, registered.vector_entry_point)
+    modules = {_entry_module(entry_point) for entry_point in entry_points}
+    return sorted(module for module in modules if module.startswith("gymnasium."))
+
+
+def registered_spec(spec: EnvSpec) -> RegisteredSpec:
+    """Register what `spec` needs in this process and return gymnasium's entry for its id."""
+    check_env_id(spec.env, spec.import_modules)
+    assert spec.id is not None
+    if spec.id not in gymnasium.registry:  # a process of its own registers for itself
+        importlib.import_module("minatar.gym").register_envs()
+    return gymnasium.registry[spec.id]
+
+
+def make_single(spec: EnvSpec) -> tuple[gymnasium.Env, int]:
+    """One environment and its episode limit in steps, which the caller enforces.
+
+    gymnasium's wrappers for checking, order and time limit are left out: they cost microseconds
+    per step. Raises UserError when the environment cannot be made.
+    """
+    with creation_errors(spec):
+        if spec.id is None:
+            env = spec.env(**spec.kwargs)  # type: ignore[operator]
+        else:
+            registered = copy.copy(registered_spec(spec))
+            registered.order_enforce = False
+            env = gymnasium.make(
+                registered, max_episode_steps=-1, disable_env_checker=True, **spec.kwargs
+            )
+    if not isinstance(env, gymnasium.Env):
+        raise UserError(
+            f"{spec.name} made a {type(env).__name__}, not a gymnasium.Env; port it to Gymnasium"
+        )
+    own = registered if spec.id is not None else env.spec
+    return env, episode_limit(spec, own.max_episode_steps if own is not None else None)
+
+
+def episode_limit(spec: EnvSpec, own: int | None) -> int:
+    """Steps after which an episode is cut: as asked, else the environment's own, else 10,000."""
+    return spec.max_episode_steps or own or DEFAULT_MAX_EPISODE_STEPS
+
+
+@contextmanager
+def creation_errors(spec: EnvSpec) -> Iterator[None]:
+    """Turn whatever the making of an environment raises into one line for the user."""
+    try:
+        yield
+    except UserError:
+        raise
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise UserError(f"{spec.name} needs a package: {_one_line(error)}") from error
+    except Exception as error:
+        raise UserError(f"cannot create env: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _import_for_registration(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        raise UserError(
+            f"cannot import {name}: {type(error).__name__}: {_one_line(error)}; check --import"
+        ) from error
+
+
+def _entry_module(entry_point: str | Callable[..., Any] | None) -> str:
+    return entry_point.partition(":")[0] if isinstance(entry_point, str) else ""
+
+
+def _require(env_id: str, origin: str) -> None:
+    for prefix, (module, package, install) in REQUIREMENTS.items():
+        concerned = origin == prefix or origin.startswith(prefix + ".")
+        if concerned and importlib.util.find_spec(module) is None:
+            raise UserError(f'{env_id} needs {package}; pip install "{install}"')
+
+
+def _known_ids(namespace: str) -> set[str]:
+    if namespace == "ALE":
+        gymnasium.register_envs(importlib.import_module(ATARI.module))
+    if namespace == "MinAtar":
+        return set(gymnasium.registry) | _minatar_ids()
+    return set(gymnasium.registry)
+
+
+def _minatar_ids() -> set[str]:
+    """The ids MinAtar would register, read from its folder: importing it takes over a second."""
+    package = importlib.util.find_spec(MINATAR.module)
+    assert package is not None and package.submodule_search_locations
+    games = Path(package.submodule_search_locations[0], "environments").glob("[a-z]*.py")
+    names = [game.stem.title().replace("_", "") for game in games]
+    return {f"MinAtar/{name}-v{version}" for name in names for version in (0, 1)}
+
+
+def _parts(env_id: str) -> tuple[str, int | None]:
+    """The id without its version, and the version."""
+    try:
+        namespace, name, version = parse_env_id(env_id)
+    except gymnasium.error.Error:
+        return env_id, None
+    return get_env_id(namespace, name, None), version
+
+
+def _describe_unknown(env_id: str, known: set[str]) -> str:
+    base, asked = _parts(env_id)
+    versions: dict[str, list[int]] = {}
+    for other in known:
+        name, version = _parts(other)
+        versions.setdefault(name, []).extend([] if version is None else [version])
+    if versions.get(base):
+        offered = ", ".join(f"v{version}" for version in sorted(versions[base]))
+        return f"{base} has versions {offered} (asked {'none' if asked is None else f'v{asked}'})"
+    lower = {name.lower(): name for name in versions}
+    close = [lower[match] for match in difflib.get_close_matches(base.lower(), lower, n=3)]
+    if close:
+        newest = [get_env_id(None, name, max(versions[name], default=None)) for name in close]
+        return f"no environment '{env_id}'; close: {', '.join(newest)}"
+    return f"no environment '{env_id}'; Atari ids look like ALE/Pong-v5, --import loads others"

@@ -1,0 +1,166 @@
+"""Making environments: any gymnasium id, class or factory becomes an `EnvBatch`.
+
+Three ways lead there: ale-py's vector environment for `ALE/...` ids, the vector entry point of an
+id where it has one (CartPole), and a loop over single environments for everything else.
+"""
+
+import importlib
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from async_dqn.config import UserError
+from async_dqn.env_batch import (
+    AtariBatch,
+    AtariTrainingBatch,
+    EnvBatch,
+    LoopBatch,
+    LoopVectorEnv,
+    Step,
+)
+from async_dqn.env_spec import (
+    EnvInfo,
+    EnvSpec,
+    check_env_id,
+    creation_errors,
+    episode_limit,
+    make_single,
+    preload_modules,
+    registered_spec,
+)
+from async_dqn.spaces import ObservationLayout, num_actions, observation_layout
+
+__all__ = [
+    "EnvBatch",
+    "EnvInfo",
+    "EnvSpec",
+    "Step",
+    "check_env_id",
+    "make_vector",
+    "preload_modules",
+    "probe",
+]
+
+ATARI_OURS = ("life_loss_info", "episodic_life", "reward_clipping", "autoreset_mode", "batch_size")
+
+
+def make_vector(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
+    """Build a batch; `training` matters for Atari (clipped rewards, lost lives terminate).
+
+    Raises UserError when the environment cannot be made or its spaces are not supported.
+    """
+    if spec.is_atari:
+        return _make_atari(spec, num_envs, training)
+    return _make_vectorised(spec, num_envs) or _make_loop(spec, num_envs)
+
+
+def probe(spec: EnvSpec) -> EnvInfo:
+    """Make one environment, check its spaces and interface with a reset and a step, close it.
+
+    Raises UserError for everything a user can mend: unknown ids, missing packages, unsupported
+    spaces, the old gym interface, constructors that raise.
+    """
+    batch = make_vector(spec, 1, training=True)
+    try:
+        with creation_errors(spec):
+            for env in getattr(batch.vector, "envs", ()):
+                _check_interface(env)
+            batch.reset([0])
+            batch.step(np.zeros(1, np.int64))
+    finally:
+        batch.close()
+    return batch.info
+
+
+def _make_loop(spec: EnvSpec, num_envs: int) -> EnvBatch:
+    env, limit = make_single(spec)
+    layout = observation_layout(env.observation_space)
+    info = _describe(layout, num_actions(env.action_space, spec.name), 1, limit)
+    envs = [env, *(make_single(spec)[0] for _ in range(num_envs - 1))]
+    return LoopBatch(LoopVectorEnv(envs, layout, limit), info)
+
+
+def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
+    """Use the vector entry point of the id, or None where it has none that serves as it is."""
+    if spec.id is None:
+        return None
+    registered = registered_spec(spec)
+    if registered.vector_entry_point is None or registered.additional_wrappers:
+        return None
+    limit = episode_limit(spec, registered.max_episode_steps)
+    kwargs = {**spec.kwargs, "max_episode_steps": limit}
+    try:
+        with creation_errors(spec):
+            vector = gymnasium.make_vec(registered, num_envs, "vector_entry_point", **kwargs)
+    except UserError as error:
+        if isinstance(error.__cause__, TypeError):
+            return None  # it does not take these arguments; a single environment may
+        raise
+    space, actions = vector.single_observation_space, vector.single_action_space
+    plain = isinstance(space, spaces.Box) and len(space.shape) == 1
+    counted = isinstance(actions, spaces.Discrete) and actions.start == 0
+    resets = vector.metadata.get("autoreset_mode")
+    if plain and counted and resets in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+        layout = observation_layout(space)
+        info = _describe(layout, num_actions(actions, spec.name), 1, limit, batched=True)
+        return EnvBatch(vector, info)
+    vector.close()
+    return None
+
+
+def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
+    for name in ATARI_OURS:
+        if name in spec.kwargs:
+            raise UserError(f"--env-arg {name} is set by async_dqn for Atari; drop it")
+    kwargs = {"num_threads": 1, "noop_max": 30, **registered_spec(spec).kwargs, **spec.kwargs}
+    frames = kwargs["frameskip"]
+    with creation_errors(spec):
+        limit = spec.max_episode_steps or kwargs["max_num_frames_per_episode"] // frames
+        kwargs["max_num_frames_per_episode"] = limit * frames
+        vector = importlib.import_module("ale_py.vector_env").AtariVectorEnv(
+            num_envs=num_envs,
+            life_loss_info=training,  # not episodic_life: that starts a new game at a lost life
+            episodic_life=False,
+            reward_clipping=False,  # clipped here, so that the true score is known
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            **kwargs,
+        )
+    layout = observation_layout(vector.single_observation_space)
+    info = _describe(layout, num_actions(vector.single_action_space, spec.name), frames, limit)
+    return (AtariTrainingBatch if training else AtariBatch)(vector, info)
+
+
+def _describe(
+    layout: ObservationLayout, actions: int, frames: int, limit: int, batched: bool = False
+) -> EnvInfo:
+    return EnvInfo(
+        layout.kind,
+        layout.shape,
+        layout.dtype,
+        layout.scale,
+        layout.low,
+        layout.high,
+        actions,
+        frames,
+        limit,
+        batched,
+    )
+
+
+def _check_interface(env: gymnasium.Env) -> None:
+    """One reset and one step by hand, to name what a wrong number of values means."""
+    first = env.reset(seed=0)
+    if not (isinstance(first, tuple) and len(first) == 2):
+        raise UserError("env returns no (observation, info) from reset; port it to Gymnasium")
+    returned, declared = np.asarray(first[0]).dtype, np.dtype(env.observation_space.dtype)
+    if returned.kind == "f" and declared.kind in "bu":  # pixels in 0..1 would all become 0
+        raise UserError(
+            f"env returns {returned} observations, its space says {declared}; "
+            "correct its observation_space"
+        )
+    assert isinstance(env.action_space, spaces.Discrete)
+    values = env.step(int(env.action_space.start))
+    if len(values) != 5:
+        raise UserError(f"env returns {len(values)} values from step; a Gymnasium env returns 5")

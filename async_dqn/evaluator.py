@@ -1,0 +1,281 @@
+"""The evaluator: synchronises the target network and scores snapshots of the global parameters.
+
+Both jobs are steps of generators, so that a target boundary is never missed because of a long
+evaluation. Ten screening episodes; if they reach the threshold or beat the best score so far, the
+full number of episodes on other seeds decides, abandoned early when it is hopeless.
+"""
+
+import math
+import os
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from async_dqn.algorithms import build_algorithm
+from async_dqn.child import RecordPipe, enter_child, report_failure
+from async_dqn.envs import EnvBatch, make_vector
+from async_dqn.parameters import (
+    ACKNOWLEDGED,
+    CPU_NS,
+    EVALUATING,
+    EVALUATOR_ORDER,
+    FINISH,
+    HEARTBEAT_NS,
+    INCARNATION,
+    PHASE,
+    PID,
+    QUIT,
+    RUN,
+    WAITING,
+    FlatNetwork,
+    ParameterStore,
+)
+from async_dqn.task import CONFIRMATION, SCREENING, ChildStart, Task
+
+SCREENING_EPISODES = 10
+LOOPED_ENVS, BATCHED_ENVS = 20, 100  # at once
+MIN_EPISODES_TO_ABANDON = 20
+# An evaluation starts only while the evaluator's CPU time is below this share of the run's, or
+# below the same share of the first hundred CPU seconds.
+CPU_SHARE, CPU_SECONDS_FLOOR = 0.045, 100.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one snapshot. `confirmed`: over `--eval-episodes` episodes on the final seeds."""
+
+    step: int
+    sequence: int
+    episodes: int
+    mean: float
+    std: float
+    min: float
+    max: float
+    mean_length: float
+    confirmed: bool
+    final: bool = False
+
+
+class Player:
+    """Plays whole episodes with a fixed network: true rewards, greedy but for `eval_epsilon`."""
+
+    def __init__(self, task: Task, network: FlatNetwork):
+        self.task, self.network = task, network
+        self.algorithm = build_algorithm(task.config.algorithm)
+        self._envs: dict[int, EnvBatch] = {}
+
+    def play(self, episodes: int, *key: int) -> Iterator[list[tuple[float, int]]]:
+        """Yield, after every vector step, the (score, length) pairs finished so far.
+
+        The same key gives the same episodes to the same network. Every environment plays a fixed
+        number of them, so that short episodes are not over-represented.
+        """
+        count = min(episodes, BATCHED_ENVS if self.task.info.batched else LOOPED_ENVS)
+        if count not in self._envs:
+            self._envs[count] = make_vector(self.task.spec, count, training=False)
+        envs = self._envs[count]
+        left = np.full(count, episodes // count)
+        left[: episodes % count] += 1
+        epsilon = np.full(count, self.task.eval_epsilon, np.float32)
+        generator = self.task.generator(*key)
+        finished: list[tuple[float, int]] = []
+        score, length = np.zeros(count), np.zeros(count, np.int64)
+        obs = envs.reset(self.task.seeds(count, *key))
+        while left.any():
+            with torch.inference_mode():
+                output, _ = self.network.net(torch.from_numpy(obs))
+                actions, _ = self.algorithm.act(output, epsilon, generator)
+            step = envs.step(actions)
+            obs = step.obs
+            score += step.scores
+            length += ~step.dummy
+            for row in np.flatnonzero(step.ended):
+                if left[row]:
+                    finished.append((float(score[row]), int(length[row])))
+                    left[row] -= 1
+                score[row], length[row] = 0.0, 0
+            yield finished
+
+
+class Evaluator:
+    """Decides what a snapshot is worth."""
+
+    def __init__(self, task: Task, store: ParameterStore, best: float | None):
+        self.task, self.store = task, store
+        self.network = FlatNetwork(task.network(), gradient=False)
+        self.player = Player(task, self.network)
+        self.best = -math.inf if best is None else best
+
+    def evaluate(self, final: bool = False) -> Generator[None, None, Evaluation | None]:
+        """Snapshot theta and score it, one vector step per `next`; None if theta is not finite."""
+        self.store.snapshot.publish(self.store.theta, self.store.steps)
+        stamp = self.store.snapshot.read(self.network.vector)
+        if stamp is None:
+            return None
+        episodes = self.task.config.evaluation.eval_episodes
+        scores = []
+        if not final:
+            scores = yield from _last(self.player.play(SCREENING_EPISODES, SCREENING))
+            if _mean(scores) < self.goal:
+                return _summary(stamp, scores, confirmed=False)
+        goal = -math.inf if final else self.goal
+        confirmed = yield from self._confirm(episodes, goal)
+        if len(confirmed) < episodes:
+            return _summary(stamp, scores, confirmed=False)
+        self.best = max(self.best, _mean(confirmed))
+        return _summary(stamp, confirmed, confirmed=True, final=final)
+
+    @property
+    def goal(self) -> float:
+        """What screening episodes must reach to be worth a confirmation."""
+        threshold = self.task.config.evaluation.stop_at_return
+        return self.best if threshold is None else min(self.best, threshold)
+
+    def reaches_threshold(self, evaluation: Evaluation) -> bool:
+        """Whether this evaluation ends the run."""
+        threshold = self.task.config.evaluation.stop_at_return
+        return threshold is not None and evaluation.confirmed and evaluation.mean >= threshold
+
+    def _confirm(self, episodes: int, goal: float):
+        """Play the confirming episodes; stop three standard errors below the goal."""
+        scores: Sequence[tuple[float, int]] = []
+        for scores in self.player.play(episodes, CONFIRMATION):
+            if len(scores) >= MIN_EPISODES_TO_ABANDON:
+                values = [score for score, _ in scores]
+                if np.mean(values) + 3 * np.std(values) / math.sqrt(len(values)) < goal:
+                    break
+            yield
+        return scores
+
+
+def _last(play: Iterator[list[tuple[float, int]]]):
+    scores: list[tuple[float, int]] = []
+    for scores in play:
+        yield
+    return scores
+
+
+def _mean(scores: Sequence[tuple[float, int]]) -> float:
+    return float(np.mean([score for score, _ in scores]))
+
+
+def _summary(stamp: tuple[int, int], scores, confirmed: bool, final: bool = False) -> Evaluation:
+    values, lengths = np.array(scores, float).T
+    return Evaluation(
+        step=stamp[1],
+        sequence=stamp[0],
+        episodes=len(values),
+        mean=float(values.mean()),
+        std=float(values.std()),
+        min=float(values.min()),
+        max=float(values.max()),
+        mean_length=float(lengths.mean()),
+        confirmed=confirmed,
+        final=final,
+    )
+
+
+def run_evaluator(start: ChildStart, best: float | None) -> None:
+    """Entry point of the evaluator process; `best` is the best confirmed score so far."""
+    enter_child(start.title, start.lifeline, start.log)
+    pipe = RecordPipe(start.pipe)
+    report_failure(lambda: EvaluatorLoop(start, pipe, best).run(), pipe)
+
+
+class EvaluatorLoop:
+    """One vector step of an evaluation at a time, with a look at the target boundary between."""
+
+    def __init__(self, start: ChildStart, pipe: RecordPipe, best: float | None):
+        torch.set_num_threads(1)
+        config = start.task.config
+        self.pipe = pipe
+        self.store = ParameterStore(start.block, start.task.optimizer(), start.index)
+        self.slot = self.store.slot
+        self.slot[PID], self.slot[INCARNATION] = os.getpid(), start.incarnation
+        self._cpu_before = int(self.slot[CPU_NS])
+        self.evaluator = Evaluator(start.task, self.store, best)
+        self.sync_steps = config.optimizer.target_sync_steps
+        self.eval_every = config.evaluation.eval_every
+        self.budget = config.run.steps
+        self.synced = self._quotient(self.store.steps, self.sync_steps)
+        self.evaluated = self._quotient(self.store.steps, self.eval_every)
+        self.unacknowledged = 0
+        self.decided = False  # a score ended the run: no further snapshot
+        self._rate_from = (time.monotonic(), self.store.steps)
+
+    @staticmethod
+    def _quotient(step: int, interval: int | None) -> int:
+        return step // interval if interval else 0
+
+    def run(self) -> None:
+        """Work until the trainer orders to finish (one last evaluation) or to quit."""
+        running: Generator[None, None, Evaluation | None] | None = None
+        order = RUN
+        while order != QUIT and not (order == FINISH and running is None):
+            self._beat()
+            self._sync_target()
+            if running is None and self._due():
+                running = self.evaluator.evaluate()
+            if running is None:
+                self.slot[PHASE] = WAITING
+                time.sleep(self._pause())
+            else:
+                self.slot[PHASE] = EVALUATING
+                running = self._advance(running)
+            order = self.store.control[EVALUATOR_ORDER]
+        if order == FINISH and not self.decided:
+            running = self.evaluator.evaluate(final=True)
+            while running is not None and self.store.control[EVALUATOR_ORDER] != QUIT:
+                self._beat()
+                running = self._advance(running)
+
+    def _beat(self) -> None:
+        self.slot[HEARTBEAT_NS] = time.monotonic_ns()
+        self.slot[CPU_NS] = self._cpu_before + time.process_time_ns()
+
+    def _sync_target(self) -> None:
+        step = self.store.steps
+        if self._quotient(step, self.sync_steps) > self.synced:
+            if self.store.sync_target(step):
+                self.synced = step // self.sync_steps
+
+    def _due(self) -> bool:
+        """A boundary passed, the last score was saved, and the CPU share allows it."""
+        if self.decided or self.store.control[ACKNOWLEDGED] < self.unacknowledged:
+            return False
+        step = self.store.steps
+        quotient = self._quotient(step, self.eval_every)
+        if quotient <= self.evaluated or step >= self.budget:  # the end has its own evaluation
+            return False
+        total = max(self.store.total(CPU_NS), int(CPU_SECONDS_FLOOR * 1e9))
+        if self.slot[CPU_NS] > CPU_SHARE * total:
+            return False
+        self.evaluated = quotient
+        return True
+
+    def _advance(self, running: Generator[None, None, Evaluation | None]):
+        """Take one step; send the result when there is one."""
+        try:
+            next(running)
+            return running
+        except StopIteration as stop:
+            if stop.value is not None:
+                self.unacknowledged = stop.value.sequence
+                self.decided = self.evaluator.reaches_threshold(stop.value)
+                while not self.pipe.send({"kind": "evaluation", **asdict(stop.value)}):
+                    time.sleep(0.01)
+            return None
+
+    def _pause(self) -> float:
+        """At most half the estimated time to the next target boundary, 0.5 to 20 ms."""
+        now, step = time.monotonic(), self.store.steps
+        then, before = self._rate_from
+        if now - then > 1.0:
+            self._rate_from = (now, step)
+        if not self.sync_steps or step == before:
+            return 0.005
+        left = self.sync_steps - step % self.sync_steps
+        return min(0.02, max(0.0005, 0.5 * left * (now - then) / (step - before)))

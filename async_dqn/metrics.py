@@ -1,0 +1,233 @@
+"""The plain writers of a run folder: events.jsonl, CSV tables, the TensorBoard file.
+
+Logging never stops training: a write that the disk refuses is dropped, counted and warned of
+once. What is on the disk is whole: a cut-off last line is dropped when the file is reopened.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from async_dqn.durable import Lines, replace_file
+
+GLOBAL_TAGS = (
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "rollout/exploration_rate",
+    "time/fps",
+    "time/updates_per_second",
+    "train/loss",
+    "train/grad_norm",
+    "train/q_mean",
+    "train/learning_rate",
+    "eval/mean_reward",
+    "eval/mean_ep_length",
+    "async/staleness_mean",
+    "async/staleness_max",
+    "async/target_lag_steps",
+    "async/restarts",
+    "async/skipped_updates",
+)
+METRICS_HEADER = ("step", "wall_s", "cpu_s", *GLOBAL_TAGS)
+EVALUATIONS_HEADER = ("step", "wall_s", "cpu_s", "episodes", "mean", "std", "min", "max")
+
+
+class Drops:
+    """Runs writes; those that fail are counted, and the first is reported to `warn`."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.count = 0
+        self._warn = warn
+
+    def attempt(self, write: Callable[..., Any], *args: Any) -> Any:
+        """`write(*args)`, or None where it raised: logging must never stop training."""
+        try:
+            return write(*args)
+        except (OSError, RuntimeError, ValueError, ImportError) as error:
+            self.count += 1
+            if self.count == 1:
+                reason = getattr(error, "strerror", None) or error
+                self._warn(f"logging failed ({reason}); training goes on, lines are dropped")
+            return None
+
+
+def finite(value: Any) -> float | None:
+    """`value` as a float; None where it is missing, NaN or infinite."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: numpy scalars as Python's, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float):
+        return finite(value)
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+class EventLog:
+    """events.jsonl: one JSON object per line; `time` is in seconds since the epoch."""
+
+    def __init__(self, path: Path, drops: Drops) -> None:
+        self._drops = drops
+        self._lines: Lines | None = drops.attempt(Lines, path)
+
+    def write(
+        self,
+        event: str,
+        role: str,
+        index: int | None = None,
+        pid: int | None = None,
+        cause: str | None = None,
+        **extra: Any,
+    ) -> None:
+        """Append one event."""
+        record = dict(event=event, role=role, index=index, pid=pid, cause=cause, **extra)
+        line = json.dumps(plain({"time": round(time.time(), 3), **record}))
+        if self._lines is not None:
+            self._drops.attempt(self._lines.append, f"{line}\n".encode())
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._lines is not None:
+            self._lines.close()
+
+
+class Table:
+    """A CSV file with a fixed header whose first column is the global step."""
+
+    def __init__(self, path: Path, header: Sequence[str], drops: Drops, up_to: int = 0) -> None:
+        """Open for appending after step `up_to`; later rows of a former attempt are dropped."""
+        self._header, self._drops = header, drops
+        self._lines: Lines | None = drops.attempt(self._open, path, up_to)
+
+    def _open(self, path: Path, up_to: int) -> Lines:
+        rows: list[Mapping[str, Any]] = []
+        if path.exists() and not path.is_symlink():
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
+                rows = [row for row in csv.DictReader(file) if _is_kept(row, up_to)]
+        replace_file(path, _csv(self._header, rows, with_header=True))
+        return Lines(path)
+
+    def write(self, row: Mapping[str, float | None]) -> None:
+        """Append one row; columns missing in `row`, NaN and infinity stay empty."""
+        if self._lines is not None:
+            cells = {name: _cell(name, row.get(name)) for name in self._header}
+            self._drops.attempt(self._lines.append, _csv(self._header, [cells]))
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._lines is not None:
+            self._lines.close()
+
+
+def _is_kept(row: Mapping[str, Any], up_to: int) -> bool:
+    """Whether the row is whole (a kill can cut the last one short) and not beyond `up_to`."""
+    step = row.get("step") or ""
+    return step.isdecimal() and int(step) <= up_to and None not in row.values()
+
+
+def _csv(
+    header: Sequence[str], rows: Iterable[Mapping[str, Any]], with_header: bool = False
+) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, restval="", extrasaction="ignore", lineterminator="\n")
+    if with_header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _cell(name: str, value: float | None) -> str:
+    number = finite(value)
+    if number is None:
+        return ""
+    if number.is_integer() and abs(number) < 2**53:
+        return str(int(number))
+    return f"{number:.3f}" if name.endswith("_s") else f"{number:.6g}"
+
+
+class Board:
+    """The TensorBoard file of the run: all scalars and the HPARAMS entry, in one file per start.
+
+    The records are TensorBoard's own; the file is ours. `SummaryWriter` writes from a thread that
+    dies on a full disk with a traceback and leaves half a record, and its `add_hparams` opens a
+    second writer (a second run, unless told otherwise). Here a report is on disk whole or not at
+    all, and logging goes on when the disk has room again.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        """Internal: use `open`."""
+        self._lines = lines
+
+    @classmethod
+    def open(cls, folder: Path, purge_step: int | None = None) -> Self:
+        """Start a new events file; on resume TensorBoard forgets steps from `purge_step` on.
+
+        Imports tensorboard (a quarter of a second). Raises OSError, ImportError.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        board = cls(Lines(folder / name, text=False))
+        first = [Event(wall_time=time.time(), file_version="brain.Event:2")]
+        if purge_step is not None:
+            restart = SessionLog(status=SessionLog.START)
+            first.append(Event(wall_time=time.time(), step=purge_step, session_log=restart))
+        board._append(first)
+        return board
+
+    def scalars(self, values: Mapping[str, float | None], step: int) -> None:
+        """Plot `values` at the global step `step`, leaving out what is not finite."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        numbers = {tag: finite(value) for tag, value in values.items()}
+        entries = [
+            Summary.Value(tag=tag, simple_value=number)
+            for tag, number in numbers.items()
+            if number is not None
+        ]
+        summary = Summary(value=entries)
+        self._append([Event(wall_time=time.time(), step=step, summary=summary)])
+
+    def hparams(
+        self, settings: Mapping[str, Any], results: Mapping[str, float | None], step: int
+    ) -> None:
+        """The HPARAMS entry of this run; once, at the end, when the `results` are known."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from torch.utils.tensorboard.summary import hparams
+
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in settings.items()
+        }
+        known = {tag: value for tag, value in results.items() if finite(value) is not None}
+        now = time.time()
+        self._append(
+            Event(wall_time=now, step=step, summary=summary) for summary in hparams(plain, known)
+        )
+        self.scalars(known, step)
+
+    def _append(self, events: Iterable[Any]) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        records = io.BytesIO()
+        writer = RecordWriter(records)
+        for event in events:
+            writer.write(event.SerializeToString())
+        self._lines.append(records.getvalue())
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._lines.close()

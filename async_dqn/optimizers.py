@@ -1,0 +1,78 @@
+"""Optimisers on flat shared vectors: one in-place update of theta and the statistics, no lock.
+
+State is allocated before the workers start (lazily built moments would be private), and the
+update count is an argument: the SUM of all workers' counts, so that a restarted worker goes on
+where it was. Workers race on the vectors; that is the method (Hogwild, Recht et al. 2011).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch.optim.adam import adam
+
+
+class Optimizer(Protocol):
+    """An update rule; `rows` is how many state vectors of theta's size it needs."""
+
+    rows: ClassVar[int]
+
+    def step(
+        self,
+        theta: torch.Tensor,
+        gradient: torch.Tensor,
+        state: list[torch.Tensor],
+        lr: float,
+        updates: int,
+    ) -> None:
+        """Apply `gradient` [P] to `theta` [P] in place; `updates` is how many came before."""
+
+
+@dataclass(frozen=True)
+class SharedRMSProp:
+    """Shared RMSProp of Mnih et al. 2016 (eq. 8-9), uncentred: epsilon INSIDE the root.
+
+    torch adds epsilon outside; learning rates do not carry over between the two.
+    """
+
+    decay: float = 0.99
+    eps: float = 0.1
+    rows: ClassVar[int] = 1
+
+    def step(self, theta, gradient, state, lr, updates):
+        (mean_square,) = state
+        mean_square.mul_(self.decay).addcmul_(gradient, gradient, value=1 - self.decay)
+        theta.addcdiv_(gradient, (mean_square + self.eps).sqrt_(), value=-lr)
+
+
+class SharedAdam:
+    """Adam (Kingma & Ba 2015) with both moments shared, through torch's fused CPU kernel."""
+
+    rows: ClassVar[int] = 2
+
+    def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-5):
+        self.betas = (beta1, beta2)
+        self.eps = eps
+        self.count = torch.zeros(())
+
+    def step(self, theta, gradient, state, lr, updates):
+        self.count.fill_(updates)
+        adam(
+            [theta],
+            [gradient],
+            [state[0]],
+            [state[1]],
+            [],
+            [self.count],
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+        )
+
+
+OPTIMIZERS: dict[str, type] = {"shared-adam": SharedAdam, "shared-rmsprop": SharedRMSProp}

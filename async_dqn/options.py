@@ -1,0 +1,166 @@
+"""The command line of `train`, generated from the fields of `Config`.
+
+Every value reaches `settings.check` as what its text says, so that a mistake on the command
+line, in a file and in Python reads alike.
+"""
+
+import argparse
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from async_dqn.config import SECTIONS, SETTINGS, UserError
+from async_dqn.settings import Setting, check, did_you_mean, refuse
+
+WHOLE = re.compile(r"[+-]?\d+(_\d+)*", re.ASCII)
+SHORTHAND = re.compile(r"(\d+(?:\.\d+)?)(k|m|b|e\d\d?)", re.ASCII | re.IGNORECASE)
+MAGNITUDES = {"k": "e3", "m": "e6", "b": "e9"}
+METAVARS = {int: "N", float: "X", str: "NAME", tuple: "N,N", dict: "KEY=VALUE"}
+METAVARS_BY_NAME = {
+    "env": "ID",
+    "import_modules": "MODULE",
+    "runs_dir": "DIR",
+    "resume": "RUN|auto",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, raised as UserError."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **options)
+
+    def error(self, message: str) -> NoReturn:
+        match = re.match(r"argument (\S+): (expected|ignored)", message)
+        if not match:
+            raise UserError(message)
+        option, problem = match.groups()
+        hint = "needs a value; write {0}=VALUE if that starts with -"
+        words = hint.format(option) if problem == "expected" else "takes no value"
+        raise UserError(f"{option} {words}")
+
+    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Only the options given, still as text; raises UserError for unknown ones."""
+        given, rest = self.parse_known_args(list(argv))
+        unknown = [word for word in rest if word.startswith("-")]
+        if unknown:
+            option = unknown[0].split("=")[0]
+            hint = did_you_mean(option, self._option_string_actions)
+            raise UserError(f"unknown option {option}{hint}")
+        if rest:
+            raise UserError(f"unexpected argument {rest[0]!r}; see --help")
+        return vars(given)
+
+
+def train_parser() -> Parser:
+    """Options of `train`, one group per section of the configuration."""
+    parser = Parser(
+        prog="async-dqn train",
+        usage="async-dqn [train] [options]",
+        description="Train a Q-network with asynchronous workers. Without options: CartPole-v1 "
+        "on all usable cores. Further commands: evaluate, list, bench.",
+        epilog="The defaults shown hold where no preset does; see `list presets`.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    sources = parser.add_argument_group("Sources", "defaults < preset < config file < options")
+    sources.add_argument(
+        "--preset", metavar="NAME", help="tuned settings (default: those for the environment)"
+    )
+    sources.add_argument("--config", metavar="FILE.toml", help="file of settings by section")
+    groups = {name: parser.add_argument_group(name.capitalize()) for name in SECTIONS}
+    for about in SETTINGS.values():
+        groups[about.section].add_argument(about.option, dest=about.name, **_argument(about))
+    return parser
+
+
+def _argument(about: Setting) -> dict[str, Any]:
+    """Keywords of `add_argument`; values stay text, `parse_value` reads them later."""
+    unit = f" [{about.unit}]" if about.unit else ""
+    meanings = [f"{name}: {words}" for name, words in about.choices.items() if words]
+    text = "; ".join([about.help + unit, *meanings]) + f" (default: {about.default})"
+    keywords: dict[str, Any] = {"help": text.replace("%", "%%")}
+    if about.kind is bool and not about.choices:
+        return keywords | {"action": argparse.BooleanOptionalAction}
+    if about.kind is dict or about.item is str:
+        keywords["action"] = "append"
+    return keywords | {"metavar": _metavar(about)}
+
+
+def _metavar(about: Setting) -> str:
+    if about.choices:
+        return "{" + ",".join(about.choices) + "}"
+    metavar = METAVARS_BY_NAME.get(about.name, METAVARS[about.kind])
+    return f"{metavar}|none" if about.optional and about.kind in (int, float) else metavar
+
+
+def parse_train(argv: Sequence[str]) -> dict[str, Any]:
+    """Settings by name as given in `argv`, checked; also `config`, `preset` and `version` when
+    given. Raises UserError; `--help` raises SystemExit."""
+    texts = train_parser().parse(argv)
+    return {
+        name: parse_value(SETTINGS[name], text) if name in SETTINGS else text
+        for name, text in texts.items()
+    }
+
+
+def parse_value(about: Setting, text: Any, option: str = "") -> Any:
+    """The checked value of an option's text (a list of texts for repeatable options)."""
+    if about.kind is dict:
+        return check(about, dict(_key_value(about, pair) for pair in text))
+    if about.item is int:
+        return check(about, [_number(width) for width in text.split(",")])
+    if about.kind is float:
+        return check(about, _decimal(text), option)
+    if about.kind is int:
+        return _parse_count(about, text, option)
+    return check(about, text, option)
+
+
+def _parse_count(about: Setting, text: str, option: str) -> int | None:
+    try:
+        return check(about, _number(text), option)
+    except UserError as error:
+        raise UserError(f"{error}{_spelled_out(text)}") from None
+
+
+def _number(text: str) -> int | str:
+    """The whole number written in `text`, else the text itself, for `check` to refuse."""
+    return int(text) if WHOLE.fullmatch(text) and len(text) < 1000 else text
+
+
+def _decimal(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _spelled_out(text: str) -> str:
+    """For 10M or 1e7: `; write 10000000 or 10_000_000`."""
+    match = SHORTHAND.fullmatch(text)
+    if not match:
+        return ""
+    digits, power = match[1], match[2].lower()
+    number = float(digits + MAGNITUDES.get(power, power))
+    if number < 1 or number >= 2**63 or number != int(number):
+        return ""
+    plain, grouped = f"{int(number)}", f"{int(number):_}"
+    return f"; write {plain}" + (f" or {grouped}" if grouped != plain else "")
+
+
+def _key_value(about: Setting, pair: str) -> tuple[str, Any]:
+    key, equals, text = pair.partition("=")
+    if not equals or not key.isidentifier():
+        raise refuse(about.option, "KEY=VALUE", pair)
+    return key, _toml_scalar(text)
+
+
+def _toml_scalar(text: str) -> Any:
+    """A TOML scalar (true, 4, 0.25, "x"), or else the text as it stands."""
+    try:
+        values: Mapping[str, Any] = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    value = values["value"]
+    return value if len(values) == 1 and isinstance(value, bool | int | float | str) else text

@@ -1,0 +1,214 @@
+"""Settings files (TOML), presets, and how the sources of settings are merged.
+
+Later sources win: field defaults, preset, the preset's table for the algorithm, --config file,
+command line. A preset is found by name or by environment id: one that names the id, else one
+with a pattern for its family (`ALE/*`), else none.
+"""
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from async_dqn.config import (
+    SECTIONS,
+    SETTINGS,
+    WORKERS_PER_CORE,
+    Config,
+    UserError,
+    usable_cores,
+)
+from async_dqn.settings import check, did_you_mean, either, show
+
+PRESET_FILES = Path(__file__).parent / "preset_files"
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
+MAX_DOTS = 1_000  # in a line; tomllib takes quadratic time and more over long dotted keys
+OTHER_FORMATS = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Tuned settings for some environments, by setting name."""
+
+    name: str
+    env: tuple[str, ...]  # ids or patterns
+    settings: dict[str, Any]
+    per_algorithm: dict[str, dict[str, Any]]
+
+    def for_algorithm(self, algorithm: str | None) -> dict[str, Any]:
+        """Its settings with `algorithm` (None: the preset's own)."""
+        return merge(self.settings, self.per_algorithm.get(algorithm or "", {}))
+
+
+def resolve(
+    flat: Mapping[str, Any], config_file: str | None = None, preset: str | None = None
+) -> tuple[Config, frozenset[str]]:
+    """Merge all sources of settings.
+
+    `flat` holds setting names and values from the command line or the API. Returns the
+    configuration and the dotted names of the settings that `flat` or the file gave. Raises
+    UserError for anything unknown, malformed or contradictory in any source.
+    """
+    given = {name: _check_given(name, value) for name, value in flat.items()}
+    chosen = merge(read_config(config_file) if config_file else {}, given)
+    base = load(preset) if preset else find(chosen.get("env", SETTINGS["env"].default))
+    tuned = base.for_algorithm(chosen.get("algorithm")) if base else {}
+    config = Config.from_flat(merge(tuned, chosen))
+    _check_combination(config, given, chosen)
+    return config, frozenset(SETTINGS[name].dotted for name in chosen)
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, later layers first; keywords of the environment join one by one."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        env_arg = {**merged.get("env_arg", {}), **layer.get("env_arg", {})}
+        merged |= {**layer, "env_arg": env_arg} if env_arg else layer
+    return merged
+
+
+def _check_given(name: str, value: Any) -> Any:
+    if name not in SETTINGS:
+        raise UserError(f"unknown setting '{name}'{did_you_mean(name, SETTINGS)}")
+    return check(SETTINGS[name], value, name)
+
+
+def _check_combination(config: Config, given: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    """Refuse what only makes sense together; `given` leaves out the file, which may serve
+    several algorithms. A resumed run brings its own algorithm."""
+    algorithm, resume = config.algorithm.algorithm, config.run.resume
+    known = "algorithm" in chosen or resume is None
+    for name in {"lam", "trace"} & given.keys():
+        if algorithm != "q-lambda" and known and given[name] != "peng":
+            raise UserError(
+                f"--{name} {given[name]} acts only with --algorithm q-lambda (this run: "
+                f"{algorithm}); drop --{name} or choose q-lambda"
+            )
+    if resume is not None and config.run.run_name is not None:
+        raise UserError(
+            "--run-name cannot go with --resume, a resumed run keeps its name; drop --run-name"
+        )
+    # Not part of Config: a run made on a large machine must load on a small one.
+    most, workers = WORKERS_PER_CORE * usable_cores(), config.parallel.workers
+    if workers > most and not config.parallel.oversubscribe:
+        raise UserError(
+            f"--workers {workers} is more than {WORKERS_PER_CORE} per core ({most}); "
+            "add --oversubscribe to insist"
+        )
+
+
+def names() -> list[str]:
+    """Names of all presets, sorted."""
+    return sorted(path.stem for path in PRESET_FILES.glob("*.toml"))
+
+
+def load(name: str) -> Preset:
+    """The preset of this name; raises UserError when there is none."""
+    if name not in names():
+        raise UserError(f"unknown preset {show(name)}; choose {either(names())}")
+    path = PRESET_FILES / f"{name}.toml"
+    data = read_toml(str(path))
+    env = tuple(data.pop("env", ()))
+    tables = data.pop("per-algorithm", {})
+    per_algorithm = {key: flatten(table, path.name) for key, table in tables.items()}
+    return Preset(name, env, flatten(data, path.name), per_algorithm)
+
+
+def find(env: str) -> Preset | None:
+    """The preset for an environment id: its own, else its family's, else None."""
+    presets = [load(name) for name in names()]
+    exact = (preset for preset in presets if env in preset.env)
+    family = (p for p in presets if any(fnmatch.fnmatchcase(env, id_) for id_ in p.env))
+    return next(exact, None) or next(family, None)
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Checked settings by name from a TOML file; raises UserError."""
+    return flatten(read_toml(path), path)
+
+
+def flatten(data: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Checked settings by name from tables by section; `path` names the source in errors."""
+    settings = {}
+    for section, name, value in _entries(data):
+        dotted = f"{section}.{name}" if section else name
+        about = SETTINGS.get(name)
+        if about is None or about.dotted != dotted:
+            hint = f"; did you mean {about.dotted}?" if about else did_you_mean(name, SETTINGS)
+            raise UserError(f"{path}: unknown key {show(dotted)}{hint}")
+        if name == "import_modules":
+            raise UserError(f"{path}: modules are not imported from files; use --import MODULE")
+        settings[name] = check(about, value, f"{path}: {dotted}")
+    return settings
+
+
+def _entries(data: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(section, name, value); a key outside any table has no section."""
+    for section, table in data.items():
+        if isinstance(table, dict) and (table or section in SECTIONS):
+            yield from ((section, name, value) for name, value in table.items())
+        else:
+            yield "", section, table
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Parse one TOML file; raises UserError, with line and column where they are known."""
+    text = _read_text(path)
+    if Path(path).suffix.lower() in OTHER_FORMATS:
+        raise UserError(
+            f"{path} is not TOML; only TOML configuration files are read (nothing executed)"
+        )
+    too_deep = UserError(f"{path}: nested deeper than {MAX_DEPTH}")
+    if any(line.count(".") > MAX_DOTS for line in text.splitlines()):
+        raise too_deep
+    try:
+        data = tomllib.loads(text + "\n")
+    except RecursionError:
+        raise too_deep from None
+    except ValueError as error:
+        raise _syntax_error(path, text, str(error)) from None
+    if _deeper_than(MAX_DEPTH, data):
+        raise too_deep
+    return data
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UserError(f"cannot read config {path}: larger than 1 MB")
+        return data.decode()
+    except UnicodeDecodeError as error:
+        reason = f"not valid UTF-8 at byte {error.start}"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:  # a null character in the path
+        reason = str(error)
+    raise UserError(f"cannot read config {path}: {reason}")
+
+
+def _syntax_error(path: str, text: str, message: str) -> UserError:
+    """`c.toml:12:3: expected '=' after a key`, from the parser's own words."""
+    match = re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", message, re.DOTALL)
+    if not match:
+        return UserError(f"{path}: {message[:1].lower()}{message[1:]}")
+    what, line, column = match.groups()
+    if what == "Cannot overwrite a value":
+        key = text.splitlines()[int(line) - 1].split("=")[0].strip()
+        return UserError(f"{path}:{line}: key {show(key)} given twice")
+    what = what.removesuffix(" in a key/value pair")
+    return UserError(f"{path}:{line}:{column}: {what[:1].lower()}{what[1:]}")
+
+
+def _deeper_than(depth: int, data: Any) -> bool:
+    """Whether tables and lists nest deeper; level by level, for recursion would overflow."""
+    level = [data]
+    for _ in range(depth + 1):
+        children = [c for node in level for c in (node.values() if type(node) is dict else node)]
+        level = [child for child in children if isinstance(child, dict | list)]
+    return bool(level)

@@ -1,0 +1,119 @@
+"""The progress display: one bar on a terminal, else a plain line now and then."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PLAIN_SECONDS = 10.0
+BAR_SECONDS = 0.25  # four refreshes a second
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the display shows; returns are means over episodes, None before the first."""
+
+    step: int = 0  # global
+    total: int = 1  # the budget
+    fps: float = 0.0  # global steps per second
+    elapsed_s: float = 0.0
+    training_return: float | None = None
+    evaluation: float | None = None
+
+
+class PlainLines:
+    """One line every ten seconds and at each evaluation, for logs and pipes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = clock() + PLAIN_SECONDS
+
+    def show(self, status: Status, now: bool = False) -> None:
+        """Print a line when one is due, or `now`."""
+        if now or self._clock() >= self._next:
+            self._next = self._clock() + PLAIN_SECONDS
+            _print(plain_line(status))
+
+    def close(self) -> None:
+        """Nothing to put away."""
+
+
+class Bar:
+    """One progress bar, drawn from the calling thread at most four times a second.
+
+    While it is up, prints to the terminal appear above it instead of tearing it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._clock, self._next = clock, 0.0
+        self._bar = Progress(
+            TextColumn("{task.percentage:3.0f}%"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=Console(),
+            auto_refresh=False,
+            transient=False,
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("", total=1, text="starting")
+        self._bar.start()
+        self._open = True
+
+    def show(self, status: Status, now: bool = False) -> None:
+        """Redraw when due, or `now`."""
+        if self._open and (now or self._clock() >= self._next):
+            self._next = self._clock() + BAR_SECONDS
+            fields: dict[str, Any] = {"completed": status.step, "total": status.total}
+            self._bar.update(self._task, text=details(status), refresh=True, **fields)
+
+    def close(self) -> None:
+        """Leave the bar as last drawn and give the terminal back. Idempotent."""
+        if self._open:
+            self._open = False
+            self._bar.stop()
+
+
+def display(console: bool) -> Bar | PlainLines | None:
+    """The display for this process's stdout; None without `console`."""
+    if not console:
+        return None
+    return Bar() if sys.stdout.isatty() else PlainLines()
+
+
+def plain_line(status: Status) -> str:
+    """Such as "00:01:30  450,000 steps (45%)  5,000 steps/s  return 180.2  ..."."""
+    percent = 100 * status.step / max(1, status.total)
+    clock = duration(status.elapsed_s)
+    return f"{clock}  {status.step:,} steps ({percent:.0f}%)  {details(status)}"
+
+
+def details(status: Status) -> str:
+    """Speed, training return, last evaluation, time left."""
+    left = (status.total - status.step) / status.fps if status.fps > 0 else None
+    return (
+        f"{status.fps:,.0f} steps/s  return {_score(status.training_return)}  "
+        f"evaluation {_score(status.evaluation)}  left {duration(left)}"
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """Hours:minutes:seconds; dashes where unknown."""
+    if seconds is None:
+        return "--:--:--"
+    whole = max(0, int(seconds))
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _print(line: str) -> None:
+    # A reader that left (`| head`), a full disk or a closed stdout must not end the training.
+    with contextlib.suppress(OSError, ValueError):
+        print(line, flush=True)

@@ -1,0 +1,284 @@
+"""The only writer of a run folder, except for the bytes of its checkpoints.
+
+Steps, wall and CPU seconds given to it are cumulative over resumes. A write that fails is dropped,
+counted and warned of once; it never stops training (`metrics.Drops`).
+"""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import async_dqn
+from async_dqn.config import Config
+from async_dqn.durable import replace_file
+from async_dqn.metrics import (
+    EVALUATIONS_HEADER,
+    METRICS_HEADER,
+    Board,
+    Drops,
+    EventLog,
+    Table,
+    finite,
+    plain,
+)
+from async_dqn.progress import Status, display
+from async_dqn.run_folder import RunFolder
+
+RESULT_KEYS = (
+    "status",
+    "steps",
+    "frames",
+    "wall_s",
+    "startup_s",
+    "cpu_s",
+    "updates",
+    "final_mean",
+    "best_mean",
+    "restarts",
+    "seconds_to_threshold",
+    "steps_to_threshold",
+)
+HPARAM_RESULTS = ("final_mean", "best_mean", "seconds_to_threshold", "steps_to_threshold")
+LIBRARIES = ("torch", "numpy", "gymnasium", "ale-py", "minatar", "safetensors", "tensorboard")
+
+
+class Scores(Protocol):
+    """What the recorder reads of an evaluation; returns of `episodes` episodes."""
+
+    step: int
+    episodes: int
+    mean: float
+    std: float
+    min: float
+    max: float
+    mean_length: float
+
+
+def process_start() -> float:
+    """When this process started, on the monotonic clock; where unknown, now."""
+    now = time.monotonic()
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
+        # The name (field 2) may hold spaces and brackets; the start is field 22, in clock ticks.
+        ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        started_s = int(ticks) / os.sysconf("SC_CLK_TCK")
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+        if age >= 0:  # a container may count from another boot
+            return now - age
+    return now
+
+
+PROCESS_START = process_start()
+
+
+class Recorder:
+    """Writes config.json, the tables, events, TensorBoard and result.json; shows the progress."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: Config,
+        env_info: Mapping[str, Any],
+        base_step: int = 0,
+        base_wall_s: float = 0.0,
+        console: bool = True,
+        in_own_process: bool = True,
+    ) -> None:
+        """Open the logs of a run that is new, or resumed at `base_step` after `base_wall_s`.
+
+        What was logged after `base_step` is dropped, so that no step appears twice. The clocks of
+        a session begin with its process, or now where the process does more than this run;
+        `console` shows progress on stdout.
+        """
+        self._folder, self._config, self._env_info = run.path, config, dict(env_info)
+        self._base_step, self._base_wall_s = base_step, base_wall_s
+        self._started = PROCESS_START if in_own_process else time.monotonic()
+        self.cpu_started = 0.0 if in_own_process else time.process_time()
+        self._console, self._display = console, display(False)
+        self._board: Board | None = None
+        self._status = Status(base_step, config.run.steps)
+        self._evaluation: dict[str, float] = {}
+        self.drops = Drops(_print_warning)
+        self._events = EventLog(run.path / "events.jsonl", self.drops)
+        self._metrics = Table(run.path / "metrics.csv", METRICS_HEADER, self.drops, base_step)
+        self._evaluations = Table(
+            run.path / "evaluations.csv", EVALUATIONS_HEADER, self.drops, base_step
+        )
+
+    @property
+    def session_s(self) -> float:
+        """Wall-clock seconds of this session, start-up included."""
+        return time.monotonic() - self._started
+
+    @property
+    def wall_s(self) -> float:
+        """Wall-clock seconds of the run, over all its sessions."""
+        return self._base_wall_s + self.session_s
+
+    @property
+    def versions(self) -> dict[str, str | None]:
+        """Versions of Python, of this program and of the libraries (None: not installed)."""
+        own = {"python": platform.python_version(), "async_dqn": async_dqn.__version__}
+        return {**own, **{name: _version(name) for name in LIBRARIES}}
+
+    def start(self) -> None:
+        """Write config.json and the start event, and put up the progress display."""
+        for leftover in self._folder.glob("*.tmp-*"):
+            self.drops.attempt(leftover.unlink)
+        # A result of an earlier session would pass for this one's, were this one killed.
+        self.drops.attempt((self._folder / "result.json").unlink, True)
+        self._write_json(
+            "config.json",
+            {
+                "settings": self._config.to_dict(),
+                "environment": self._env_info,
+                "versions": self.versions,
+                "git_revision": git_revision(),
+            },
+        )
+        self.event("start", pid=os.getpid(), step=self._base_step)
+        self._display = display(self._console)
+
+    def open_board(self) -> Board | None:
+        """Open TensorBoard's file: after the workers started, as the import takes its time.
+
+        None where it cannot be opened; it is tried again at the next write.
+        """
+        if self._board is None:
+            purge_step = self._base_step + 1 if self._base_step else None
+            self._board = self.drops.attempt(Board.open, self._folder, purge_step)
+        return self._board
+
+    def report(
+        self,
+        step: int,
+        wall_s: float,
+        cpu_s: float,
+        tags: Mapping[str, float | None],
+        worker_fps: Sequence[float] = (),
+    ) -> None:
+        """One row of metrics.csv and its points in TensorBoard; tags from `metrics.GLOBAL_TAGS`.
+
+        The eval/ columns repeat the last evaluation; its own point was plotted when it came.
+        """
+        times = {"step": step, "wall_s": wall_s, "cpu_s": cpu_s}
+        self._metrics.write({**tags, **self._evaluation, **times})
+        workers = {f"async/worker_{k}/fps": fps for k, fps in enumerate(worker_fps)}
+        self._plot({**tags, **workers}, step)
+        self._status = replace(
+            self._status, training_return=finite(tags.get("rollout/ep_rew_mean"))
+        )
+
+    def evaluation(self, scores: Scores, wall_s: float, cpu_s: float) -> None:
+        """One row of evaluations.csv, its points at the step of the snapshot, and an event."""
+        row = {
+            "step": scores.step,
+            "wall_s": wall_s,
+            "cpu_s": cpu_s,
+            "episodes": scores.episodes,
+            "mean": scores.mean,
+            "std": scores.std,
+            "min": scores.min,
+            "max": scores.max,
+        }
+        self._evaluations.write(row)
+        self._evaluation = {
+            "eval/mean_reward": scores.mean,
+            "eval/mean_ep_length": scores.mean_length,
+        }
+        self._plot(self._evaluation, scores.step)
+        mean = finite(scores.mean)
+        self.event("evaluation", step=scores.step, episodes=scores.episodes, mean=mean)
+        step = max(self._status.step, scores.step)
+        self._status = replace(self._status, step=step, evaluation=mean)
+        self._show(now=True)
+
+    def progress(self, step: int, total: int, fps: float) -> None:
+        """Show global steps done, the budget, and global steps per second."""
+        self._status = replace(self._status, step=step, total=total, fps=fps)
+        self._show()
+
+    def event(
+        self,
+        event: str,
+        role: str = "supervisor",
+        index: int | None = None,
+        pid: int | None = None,
+        cause: str | None = None,
+        **extra: Any,
+    ) -> None:
+        """One line of events.jsonl."""
+        self._events.write(event, role, index, pid, cause, **extra)
+
+    def warn(self, text: str) -> None:
+        """Say it on stderr (above the bar, where there is one) and in events.jsonl."""
+        _print_warning(text)
+        self.event("warning", cause=text)
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json and the HPARAMS entry; keys from RESULT_KEYS, missing ones null.
+
+        Called once, last: TensorBoard shows the entry with the points written before it.
+        """
+        unknown = set(result) - set(RESULT_KEYS)
+        if unknown:
+            raise KeyError(f"not a key of result.json: {sorted(unknown)}")
+        whole = plain({key: result.get(key) for key in RESULT_KEYS})
+        self._write_json("result.json", whole)
+        board = self.open_board()
+        if board is not None:
+            results = {f"result/{name}": whole[name] for name in HPARAM_RESULTS}
+            step = whole["steps"] or 0
+            self.drops.attempt(board.hparams, self._config.flat(), results, step)
+
+    def close(self) -> None:
+        """Take down the display and close every file. Idempotent, for every exit path."""
+        for part in (self._display, self._events, self._metrics, self._evaluations, self._board):
+            if part is not None:
+                self.drops.attempt(part.close)
+
+    def _plot(self, values: Mapping[str, float | None], step: int) -> None:
+        board = self.open_board()
+        if board is not None:
+            self.drops.attempt(board.scalars, values, step)
+
+    def _show(self, now: bool = False) -> None:
+        if self._display is not None:
+            self._display.show(replace(self._status, elapsed_s=self.wall_s), now)
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        text = json.dumps(plain(value), indent=2)
+        self.drops.attempt(replace_file, self._folder / name, f"{text}\n".encode())
+
+
+def git_revision() -> str | None:
+    """The commit this program runs from; None unless it runs from a checkout."""
+    root = Path(async_dqn.__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # else git would find a repository further up
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _print_warning(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed
+        print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,43 @@
+"""`Rollout`: T steps of B environments, the one data type that flows to the losses."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(slots=True)
+class Rollout:
+    """T steps of B environments, time-major.
+
+    The arrays belong to the collector and are overwritten by its next rollout. Weight 0 marks
+    what must not teach: the dummy step of NEXT_STEP environments and the surplus at the end of
+    the budget. The last row of `obs`, `actions`, `greedy` and `q_values` is pending: chosen, not
+    yet taken.
+    """
+
+    obs: NDArray  # [T+1, B, ...] as the environment gives them
+    actions: NDArray[np.int64]  # [T+1, B]
+    greedy: NDArray[np.bool_]  # [T+1, B] the action was the acting network's best
+    q_values: NDArray[np.float32]  # [T+1, B, A] as seen while acting
+    rewards: NDArray[np.float32]  # [T, B]
+    discounts: NDArray[np.float32]  # [T, B] gamma, or 0 where the step terminated
+    ends: NDArray[np.bool_]  # [T, B] terminated or truncated
+    weights: NDArray[np.float32]  # [T, B]
+    final_rows: NDArray[np.int64]  # [K] flat indices t * B + b whose successor is in final_obs
+    final_obs: NDArray  # [K, ...] the last observation of the episode that ended there
+    state: tuple | None = None  # recurrent state before row 0
+
+    @property
+    def next_obs(self) -> NDArray:
+        """The TRUE successors [T, B, ...]: the final observation where the row holds a reset."""
+        successors = self.obs[1:]
+        if self.final_rows.size:
+            successors = successors.copy()
+            flat(successors)[self.final_rows] = self.final_obs
+        return successors
+
+
+def flat(array: NDArray) -> NDArray:
+    """Merge the two leading axes [T, B, ...] -> [T * B, ...] without a copy."""
+    return array.reshape(-1, *array.shape[2:])

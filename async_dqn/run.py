@@ -1,0 +1,307 @@
+"""`Run`: the bookkeeping that every mode shares.
+
+It owns the shared block and all that outlives a process: theta, counters, best score, reports,
+checkpoints and the result. Only the trainer process has one.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from async_dqn.checkpoint import Checkpoint, Tensors
+from async_dqn import checkpoint as checkpoints
+from async_dqn.config import UserError
+from async_dqn.evaluator import Evaluation
+from async_dqn.exploration import anneal
+from async_dqn.learner import Statistics
+from async_dqn.memory import SharedBlock
+from async_dqn.parameters import (
+    CPU_NS,
+    ENV_ERRORS,
+    EPISODES,
+    SKIPPED,
+    STEPS,
+    UPDATES,
+    FlatNetwork,
+    ParameterStore,
+    flat_vector,
+    named_tensors,
+    sections,
+)
+from async_dqn.recorder import Recorder
+from async_dqn.run_folder import RunFolder
+from async_dqn.task import Task
+
+REPORT_SECONDS = 1.0
+# Counters that cumulate over the sessions of a run, by their names in state.json.
+TOTALS = {
+    "steps": STEPS,
+    "updates": UPDATES,
+    "episodes": EPISODES,
+    "skipped_updates": SKIPPED,
+    "env_errors": ENV_ERRORS,
+    "cpu_ns": CPU_NS,
+}
+DONE, THRESHOLD, STOPPED = "budget reached", "threshold reached", "stopped"
+
+
+class Run:
+    """One training run: new, or resumed from `checkpoint`."""
+
+    def __init__(
+        self,
+        task: Task,
+        folder: RunFolder,
+        recorder: Recorder,
+        checkpoint: Checkpoint | None = None,
+        callback: Callable[[Mapping[str, float]], bool | None] | None = None,
+    ):
+        torch.manual_seed(task.config.run.seed)
+        self.task, self.folder, self.recorder = task, folder, recorder
+        self.network = FlatNetwork(task.network(), gradient=False)
+        workers, optimizer = task.config.parallel.workers, task.optimizer()
+        size = len(self.network.vector)
+        self.block = SharedBlock(sections(workers, size, optimizer.rows))
+        self.store = ParameterStore(self.block, optimizer, slot=workers + 1)
+        self.block["multipliers"][:] = 1.0
+        self.best: float | None = None
+        self.final: Evaluation | None = None
+        self.reached: Evaluation | None = None
+        self.threshold_at: tuple[float, int] | None = None  # (seconds, step)
+        self.callback = callback
+        self.stopped_by_callback = False
+        self.startup_s: float | None = None
+        self.restarts = 0
+        self.first_incarnation = 0
+        self._refreshes_before = 0
+        if checkpoint is None:
+            self.store.theta.copy_(self.network.vector)
+            self.store.sync_target(0)
+        else:
+            self._restore(checkpoint)
+        self.first_step = self.reported_step = self.store.steps
+        self._first_update = self.store.updates
+        self.steps_per_second = 0.0
+        self._statistics = Statistics()
+        self._episodes: deque[tuple[float, int]] = deque(maxlen=100)
+        self._reported = (time.monotonic(), *self._counts())
+        self._saved = self.first_step // task.config.run.checkpoint_every
+
+    # What the loop of a mode calls
+
+    def turn(self) -> None:
+        """Whatever is due: a report, a checkpoint."""
+        now, steps = time.monotonic(), self.store.steps
+        if self.startup_s is None and self.store.updates > self._first_update:
+            self.startup_s = self.recorder.session_s
+        if now - self._reported[0] >= REPORT_SECONDS:
+            self._report(now, steps)
+        if self.checkpoint_due():
+            self.checkpoint(("latest",))
+
+    def checkpoint_due(self) -> bool:
+        """Whether the step count crossed a multiple of `--checkpoint-every`."""
+        quotient = self.store.steps // self.task.config.run.checkpoint_every
+        due, self._saved = quotient > self._saved, quotient
+        return due
+
+    def add_training(self, record: dict[str, Any]) -> None:
+        """Take in what one worker did: sums over its updates, and its finished episodes."""
+        self._episodes.extend(map(tuple, record["episodes"]))
+        self._statistics.merge(record)
+
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        """Write down a score; keep the parameters that made it if they are the best."""
+        wall_s = self.recorder.wall_s
+        self.recorder.evaluation(evaluation, wall_s, self.cpu_s)
+        if evaluation.final:
+            self.final = evaluation
+        if not evaluation.confirmed:
+            return
+        snapshot = torch.zeros_like(self.network.vector)
+        read = self.store.snapshot.read(snapshot)
+        is_kept = read is not None and read[0] == evaluation.sequence
+        if is_kept and (self.best is None or evaluation.mean >= self.best):
+            self.best = evaluation.mean
+            self.checkpoint(("best",), evaluation.step, snapshot, evaluation)
+        threshold = self.task.config.evaluation.stop_at_return
+        if is_kept and threshold is not None and evaluation.mean >= threshold:
+            self.threshold_at = self.threshold_at or (wall_s, evaluation.step)
+            self.reached, self._decisive = evaluation, snapshot
+
+    @property
+    def final_evaluated(self) -> bool:
+        """Whether the final parameters have a score."""
+        return self.final is not None
+
+    @property
+    def target_refreshes(self) -> int:
+        """How often the target network was published, over all sessions."""
+        return self._refreshes_before + self.store.target.sequence
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of all processes of the run, over all its sessions."""
+        return self.store.total(CPU_NS) / 1e9 + time.process_time() - self.recorder.cpu_started
+
+    def finish(self, status: str | None = None, cause: str | None = None) -> None:
+        """After the workers stopped: final checkpoint, last report, result.json."""
+        if self.reached is not None:
+            self.store.theta.copy_(self._decisive)  # the run ends with the evaluated parameters
+            self.final = self.reached
+            status = status or THRESHOLD
+        status = status or DONE
+        self._report(time.monotonic(), self.store.steps)
+        self.checkpoint(("latest",))
+        self.recorder.event("stop", role="supervisor", cause=cause or status)
+        self.recorder.result(self._result(status))
+
+    # Checkpoints
+
+    def checkpoint(
+        self,
+        marks: tuple[str, ...],
+        step: int | None = None,
+        model: torch.Tensor | None = None,
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        """Save the live block, or with `model` those parameters in place of theta."""
+        step = self.store.steps if step is None else step
+        try:
+            path = checkpoints.save(
+                self.folder.checkpoints,
+                step,
+                self._tensors(self.store.theta if model is None else model),
+                self._state(),
+                marks,
+                self.task.config.run.keep_checkpoints,
+                replace=True,
+            )
+        except (OSError, ValueError) as error:  # a full disk, or parameters that are not finite
+            self.recorder.warn(f"checkpoint not saved ({error})")
+            return
+        score = {} if evaluation is None else {"mean": evaluation.mean}
+        self.recorder.event("checkpoint", role="supervisor", path=path.name, marks=marks, **score)
+
+    def _tensors(self, model: torch.Tensor) -> Tensors:
+        net = self.network.net
+        target = torch.zeros_like(self.network.vector)
+        self.store.target.read(target)
+        return {
+            "model": named_tensors(net, model),
+            "target": named_tensors(net, target),
+            "optimizer": {
+                f"row_{k}": row.numpy().copy() for k, row in enumerate(self.store.state)
+            },
+        }
+
+    def _state(self) -> dict[str, Any]:
+        """All that a resumed run needs beside the tensors."""
+        totals = {name: self.store.total(word) for name, word in TOTALS.items()}
+        totals["cpu_ns"] = int(self.cpu_s * 1e9)
+        incarnation = self.first_incarnation + 1 + self.restarts
+        return {
+            **totals,
+            "target_step": self.store.target.step,
+            "target_refreshes": self.target_refreshes,
+            "restarts": self.restarts,
+            "next_incarnation": incarnation,
+            "wall_s": self.recorder.wall_s,
+            "best_mean": self.best,
+            "threshold_at": self.threshold_at,
+            "config": self.task.config.to_dict(),
+            "env_info": asdict(self.task.info),
+            "architecture": asdict(self.task.architecture),
+            "versions": self.recorder.versions,
+        }
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint into the block bit for bit; raises UserError if it does not fit."""
+        net, state = self.network.net, checkpoint.state
+        try:
+            self.store.theta.copy_(flat_vector(net, checkpoint.tensors["model"]))
+            self.network.vector.copy_(flat_vector(net, checkpoint.tensors["target"]))
+            for k, row in enumerate(self.store.state):
+                row.copy_(torch.from_numpy(checkpoint.tensors["optimizer"][f"row_{k}"]))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"checkpoint does not match: {error}; start a new run without --resume"
+            ) from error
+        self.store.target.publish(self.network.vector, state["target_step"])
+        for name, word in TOTALS.items():
+            self.store.slot[word] = state[name]
+        self.best = state["best_mean"]
+        self._refreshes_before = state["target_refreshes"] - 1  # the one just published again
+        self.restarts = state["restarts"]
+        self.first_incarnation = state["next_incarnation"]
+        if state["threshold_at"] is not None:
+            self.threshold_at = tuple(state["threshold_at"])
+
+    # Reports
+
+    def _counts(self) -> tuple[int, int, list[int]]:
+        workers = self.block["slots"][: self.task.config.parallel.workers, STEPS]
+        return self.store.steps, self.store.updates, workers.tolist()
+
+    def _report(self, now: float, steps: int) -> None:
+        """One row of metrics.csv and TensorBoard over the time since the last one."""
+        then, old_steps, old_updates, old_workers = self._reported
+        steps, updates, workers = self._counts()
+        self._reported = (now, steps, updates, workers)
+        seconds = max(now - then, 1e-9)
+        self.steps_per_second = (steps - old_steps) / seconds
+        if steps > self.reported_step:  # never two rows for one step
+            self.reported_step = steps
+            tags = self._tags(steps, (updates - old_updates) / seconds)
+            fps = [(new - old) / seconds for new, old in zip(workers, old_workers)]
+            self.recorder.report(steps, self.recorder.wall_s, self.cpu_s, tags, fps)
+            if self.callback is not None and self.callback({"step": steps, **tags}) is False:
+                self.stopped_by_callback = True
+        self.recorder.progress(steps, self.task.config.run.steps, self.steps_per_second)
+
+    def _tags(self, steps: int, updates_per_second: float) -> dict[str, float]:
+        statistics, self._statistics = self._statistics, Statistics()
+        scores = [score for score, _ in self._episodes]
+        lengths = [length for _, length in self._episodes]
+        exploration = self.task.config.exploration
+        finals = np.concatenate(
+            [self.task.final_epsilons(w) for w in range(self.task.config.parallel.workers)]
+        )
+        epsilon = anneal(finals, exploration.epsilon_start, exploration.epsilon_steps, steps)
+        tags = {
+            "rollout/exploration_rate": float(epsilon.mean()),
+            "time/fps": self.steps_per_second,
+            "time/updates_per_second": updates_per_second,
+            "train/learning_rate": self.task.learning_rate(steps),
+            "async/target_lag_steps": steps - self.store.target.step,
+            "async/restarts": self.restarts,
+            "async/skipped_updates": self.store.total(SKIPPED),
+            **statistics.means(),
+        }
+        if scores:
+            tags["rollout/ep_rew_mean"] = float(np.mean(scores))
+            tags["rollout/ep_len_mean"] = float(np.mean(lengths))
+        return tags
+
+    def _result(self, status: str) -> dict[str, Any]:
+        seconds, step = self.threshold_at or (None, None)
+        steps = self.store.steps
+        return {
+            "status": status,
+            "steps": steps,
+            "frames": steps * self.task.info.frames_per_step,
+            "wall_s": self.recorder.wall_s,
+            "startup_s": self.startup_s,
+            "cpu_s": self.cpu_s,
+            "updates": self.store.updates,
+            "final_mean": None if self.final is None else self.final.mean,
+            "best_mean": self.best,
+            "restarts": self.restarts,
+            "seconds_to_threshold": seconds,
+            "steps_to_threshold": step,
+        }

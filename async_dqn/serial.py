@@ -1,0 +1,89 @@
+"""The serial mode: the same learners and evaluator in the calling process, taken in turn.
+
+Bit-for-bit reproducible from the seed. Every checkpoint starts new episodes with seeds from
+(seed, worker, step), whether the run is interrupted or not, so that a resumed run equals an
+uninterrupted one.
+"""
+
+from collections.abc import Generator
+
+from async_dqn.evaluator import Evaluation, Evaluator
+from async_dqn.learner import Learner
+from async_dqn.parameters import ParameterStore
+from async_dqn.run import STOPPED, Run
+from async_dqn.signals import StopSignals
+
+
+class SerialTrainer:
+    """Runs one training run in this process; `run()` returns the exit code."""
+
+    def __init__(self, run: Run):
+        self.run_, self.store = run, run.store
+        config = run.task.config
+        self.budget = config.run.steps
+        self.sync_steps = config.optimizer.target_sync_steps
+        self.eval_every = config.evaluation.eval_every
+        self.learners = [
+            Learner(run.task, ParameterStore(run.block, run.task.optimizer(), w), w)
+            for w in range(config.parallel.workers)
+        ]
+        self.evaluator = Evaluator(run.task, run.store, run.best)
+
+    def run(self) -> int:
+        """Train until the budget, the threshold or a signal ends it."""
+        with StopSignals(force=lambda: None) as self.signals:
+            self.run_.recorder.open_board()
+            self._reset()
+            while not self._over():
+                self._round()
+            if self.signals.received is not None or self.run_.stopped_by_callback:
+                self.run_.finish(STOPPED)
+                return self.signals.exit_code
+            if not self.run_.reached:
+                self._evaluate(final=True)
+            self.run_.finish()
+            return 0
+
+    def _over(self) -> bool:
+        return bool(
+            self.signals.received
+            or self.run_.reached
+            or self.run_.stopped_by_callback
+            or self.store.steps >= self.budget
+        )
+
+    def _round(self) -> None:
+        """One rollout of every worker, then what has come due."""
+        before = self.store.steps
+        for learner in self.learners:
+            step = self.store.steps
+            if step < self.budget and self.signals.received is None:
+                learner.update(self.budget - step)
+                if self.sync_steps and self.store.steps // self.sync_steps > step // self.sync_steps:
+                    self.store.sync_target(self.store.steps)
+                self.run_.add_training(learner.record())
+                learner.clear()
+        steps = self.store.steps
+        if before // self.eval_every < steps // self.eval_every and steps < self.budget:
+            self._evaluate()
+        if self.run_.checkpoint_due():
+            self.run_.checkpoint(("latest",))
+            self._reset()
+        self.run_.turn()
+
+    def _reset(self) -> None:
+        for worker, learner in enumerate(self.learners):
+            learner.reset(worker, self.store.steps)
+
+    def _evaluate(self, final: bool = False) -> None:
+        evaluation = _exhaust(self.evaluator.evaluate(final))
+        if evaluation is not None:
+            self.run_.add_evaluation(evaluation)
+
+
+def _exhaust(steps: Generator[None, None, Evaluation | None]) -> Evaluation | None:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value

@@ -1,0 +1,236 @@
+"""What a setting is: a documented dataclass field, and the check of values given for it.
+
+The machinery under `config`, which holds the settings themselves.
+"""
+
+import dataclasses
+import math
+import numbers
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RESERVED_ON_WINDOWS = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+
+
+class UserError(Exception):
+    """A mistake the user can mend, as one line "what is wrong; what to do"."""
+
+    exit_code = 2
+
+
+class Range(NamedTuple):
+    """The allowed values of a number: in words for messages, and as a predicate."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+COUNT = Range("a whole number from 1", lambda n: n >= 1)
+COUNT_OR_NONE = Range("from 1, or none", lambda n: n >= 1)
+SEED = Range("within [0, 2^63)", lambda n: 0 <= n < 2**63)
+WIDTHS = Range("a list of whole numbers within [1, 65536]", lambda n: 1 <= n <= 65536)
+UNIT_INTERVAL = Range("within [0, 1]", lambda x: 0 <= x <= 1)
+POSITIVE = Range("a finite number above 0", lambda x: 0 < x < math.inf)
+FINITE_OR_NONE = Range("a finite number, or none", math.isfinite)
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    choices: Mapping[str, str] | None = None,
+    within: Range | None = None,
+    default_words: str = "",
+) -> Any:
+    """A dataclass field that carries its documentation; a callable default is a factory."""
+    about = {
+        "help": help,
+        "unit": unit,
+        "choices": choices or {},
+        "within": within,
+        "words": default_words,
+    }
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=about)
+    return dataclasses.field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as seen from outside: where it belongs and which values it takes."""
+
+    section: str
+    name: str
+    kind: type  # int, float, bool, str, tuple (of `item`) or dict
+    item: type | None
+    optional: bool
+    help: str
+    unit: str
+    choices: Mapping[str, str]
+    within: Range | None
+    default: str  # in words
+
+    @classmethod
+    def of(cls, section: str, field: dataclasses.Field) -> "Setting":
+        """Read from a field made by `setting`."""
+        union = isinstance(field.type, types.UnionType)
+        kind = typing.get_args(field.type)[0] if union else field.type
+        item = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+        about = dict(field.metadata)
+        default = about.pop("words") or _default_words(field.default)
+        kind = typing.get_origin(kind) or kind
+        return cls(section, field.name, kind, item, union, default=default, **about)
+
+    @property
+    def option(self) -> str:
+        """Its command-line option."""
+        return "--import" if self.name == "import_modules" else "--" + self.name.replace("_", "-")
+
+    @property
+    def dotted(self) -> str:
+        """Its key in TOML and in flat tables."""
+        return f"{self.section}.{self.name}"
+
+
+def _default_words(default: Any) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return "none" if default is None else str(default)
+
+
+def check(about: Setting, value: Any, label: str = "") -> Any:
+    """Return `value` in the setting's own type.
+
+    Raises UserError, which calls the setting `label` (default: its command-line option).
+    """
+    label = label or about.option
+    word = isinstance(value, str) and value == "none" and about.kind in (int, float)
+    if about.optional and (value is None or word):
+        return None
+    return _CHECKS[about.kind](about, value, label)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean NAME?` for the known name nearest to `word`, else nothing."""
+    import difflib  # only errors need it
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def check_run_name(name: str) -> None:
+    """Raise UserError unless `name` is a plain folder name on every platform."""
+    if not RUN_NAME.fullmatch(name):
+        raise UserError(
+            f"run name {show(name)} may hold only letters, digits, . _ - (1 to 100), "
+            "the first a letter or digit"
+        )
+    if RESERVED_ON_WINDOWS.fullmatch(name):
+        raise UserError(f"run name {show(name)} is reserved on Windows; choose another")
+
+
+def refuse(label: str, phrase: str, value: Any) -> UserError:
+    """The error `<label> must be <phrase> (got <value>)`."""
+    return UserError(f"{label} must be {phrase} (got {show(value)})")
+
+
+def show(value: Any) -> str:
+    """A value for a message: on one line, at most 80 characters."""
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:76] + "..." + text[-1]
+
+
+def either(names: Iterable[str]) -> str:
+    """`a, b or c`."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _check_whole(about: Setting, value: Any, label: str) -> int:
+    assert about.within
+    words = about.within.words
+    whole = words if words.startswith("a whole") else f"a whole number {words}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise refuse(label, whole, value)
+    number = int(value)
+    if not about.within.holds(number):
+        # Counts are quoted as typed, in the same form as a word that is no number.
+        raise refuse(label, words, str(number) if words == whole else number)
+    if number >= 2**63:
+        raise refuse(label, "below 2^63", number)
+    return number
+
+
+def _check_number(about: Setting, value: Any, label: str) -> float:
+    assert about.within
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise refuse(label, "a number", value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not about.within.holds(number):
+        raise refuse(label, about.within.words, number)
+    return number
+
+
+def _check_switch(about: Setting, value: Any, label: str) -> bool:
+    if about.choices and isinstance(value, str) and value in about.choices:
+        return value == "on"
+    if not isinstance(value, bool):
+        raise refuse(label, "on or off" if about.choices else "true or false", value)
+    return value
+
+
+def _check_text(about: Setting, value: Any, label: str) -> str:
+    if not isinstance(value, str):
+        raise refuse(label, "text", value)
+    if about.choices and value not in about.choices:
+        where = "" if label.startswith("--") else f"{label}: "
+        noun = about.name.replace("_", " ")
+        raise UserError(f"{where}unknown {noun} {show(value)}; choose {either(about.choices)}")
+    if not value or "\0" in value:
+        raise refuse(label, "text, not empty and without null characters", value)
+    return value
+
+
+def _check_list(about: Setting, value: Any, label: str) -> tuple:
+    if about.item is str:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise refuse(label, "a list of module names", value)
+        return tuple(value)
+    assert about.within
+    whole = isinstance(value, list | tuple) and all(type(width) is int for width in value)
+    if not whole or not value or not all(map(about.within.holds, value)):
+        raise refuse(label, about.within.words, value)
+    return tuple(value)
+
+
+def _check_table(about: Setting, value: Any, label: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise refuse(label, "a table of KEY = VALUE", value)
+    for key, item in value.items():
+        finite = not isinstance(item, float) or math.isfinite(item)
+        if not isinstance(item, bool | int | float | str) or not finite:
+            raise refuse(f"{label} {key}", "text, true, false or a finite number", item)
+    return dict(value)
+
+
+_CHECKS: dict[type, Callable[[Setting, Any, str], Any]] = {
+    int: _check_whole,
+    float: _check_number,
+    bool: _check_switch,
+    str: _check_text,
+    tuple: _check_list,
+    dict: _check_table,
+}

@@ -1,0 +1,202 @@
+"""From settings to a finished run: resume, checks, start-up order.
+
+torch is imported only after everything that can be refused was checked, and after the fork
+server was started, so that both import it at the same time.
+"""
+
+import dataclasses
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from async_dqn import architecture, checkpoint, envs, processes
+from async_dqn.config import SECTIONS, Config, UserError
+from async_dqn.envs import EnvInfo, EnvSpec
+from async_dqn.exploration import final_epsilons
+from async_dqn.recorder import Recorder
+from async_dqn.run_folder import RunFolder, check_new_run
+
+if TYPE_CHECKING:
+    from async_dqn.run import Run
+
+# Settings that fix what the checkpoint's tensors mean.
+FIXED = ("environment.env", "environment.env_arg", "optimizer.optimizer")
+FIXED_SECTIONS = ("network",)
+# Settings of one session, never taken from the run that is resumed.
+PER_SESSION = ("run.resume", "run.runs_dir", "run.run_name", "run.quiet", "environment.import_modules")
+
+Callback = Callable[[Mapping[str, float]], bool | None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session ended, and where it wrote."""
+
+    exit_code: int
+    run: Path
+
+
+def train(
+    config: Config,
+    explicit: frozenset[str],
+    factory: Callable[..., Any] | None = None,
+    callback: Callback | None = None,
+    in_own_process: bool = True,
+) -> Outcome:
+    """Train as the settings say.
+
+    `explicit` are the dotted names of the settings the user gave (they override those of a
+    resumed run); `factory` stands in for the environment id; `callback` gets every report and
+    ends the run by returning False. The clocks count from the start of the process, unless the
+    process does more than this run.
+
+    Raises UserError, with nothing written, for whatever the user can mend.
+    """
+    origin, notes = None, []
+    if config.run.resume is not None:
+        config, origin, notes = _resumed(config, explicit)
+    environment = config.environment
+    spec = EnvSpec(
+        environment.env if factory is None else factory,
+        environment.env_arg,
+        environment.import_modules,
+        environment.max_episode_steps,
+    )
+    if origin is None:
+        check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
+    if config.parallel.mode == "async":
+        processes.preload(envs.preload_modules(environment.env) if factory is None else [])
+    info = envs.probe(spec)
+    structure = architecture.choose(config.network, info)
+    folder = _folder(config, spec, origin)
+    with folder, closing(_recorder(folder, config, info, origin, in_own_process)) as recorder:
+        _announce(config, folder, notes)
+        # Only now: everything that can be refused has been checked.
+        from async_dqn.run import Run
+        from async_dqn.task import Task
+
+        task = Task(config, spec, info, structure)
+        try:
+            run = Run(task, folder, recorder, origin, callback)
+            recorder.start()
+            return Outcome(_trainer(run).run(), folder.path)
+        except UserError:
+            raise
+        except Exception as error:
+            raise _failed(folder, recorder, error) from error
+
+
+class RunFailed(UserError):
+    """The run itself failed, through no setting of the user's."""
+
+    exit_code = 1
+
+
+def _failed(folder: RunFolder, recorder: Recorder, error: Exception) -> RunFailed:
+    log = folder.logs / "supervisor.log"
+    log.write_text(traceback.format_exc())
+    cause = f"{type(error).__name__}: {error}"
+    recorder.event("stop", cause=cause)
+    recorder.result({"status": "failed", "wall_s": recorder.wall_s})
+    return RunFailed(f"the run failed ({cause}); see {log}")
+
+
+def _trainer(run: "Run"):
+    if run.task.config.parallel.mode == "serial":
+        from async_dqn.serial import SerialTrainer
+
+        return SerialTrainer(run)
+    from async_dqn.supervisor import Supervisor
+
+    return Supervisor(run)
+
+
+def _recorder(
+    folder: RunFolder,
+    config: Config,
+    info: EnvInfo,
+    origin: checkpoint.Checkpoint | None,
+    in_own_process: bool,
+) -> Recorder:
+    wall_s = 0.0 if origin is None else origin.state["wall_s"]
+    step, console = 0 if origin is None else origin.step, not config.run.quiet
+    return Recorder(folder, config, asdict(info), step, wall_s, console, in_own_process)
+
+
+def _announce(config: Config, folder: RunFolder, notes: list[str]) -> None:
+    """Print the resolved settings, who explores how much, and where the results go."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if config.run.quiet:
+        return
+    for section, settings in config.to_dict().items():
+        shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value != {})
+        print(f"{section:12} {shown}")
+    parallel, exploration = config.parallel, config.exploration
+    count = parallel.workers * parallel.envs_per_worker
+    finals = final_epsilons(exploration.exploration, exploration.epsilon_final, count)
+    mix = ", ".join(
+        f"{np.count_nonzero(finals == epsilon)} of {count} environments to {epsilon:g}"
+        for epsilon in np.unique(finals)
+    )
+    print(f"epsilon      from {exploration.epsilon_start:g}: {mix}")
+    print(f"run folder   {folder}", flush=True)
+
+
+def _folder(config: Config, spec: EnvSpec, origin: checkpoint.Checkpoint | None) -> RunFolder:
+    if origin is None:
+        run = config.run
+        return RunFolder.create(
+            run.runs_dir, spec.name, run.run_name, config.algorithm.algorithm, run.seed
+        )
+    folder = RunFolder.open(origin.path.parent.parent)
+    checkpoint.clean(folder.checkpoints)
+    checkpoint.rewind(folder.checkpoints, origin.step)
+    return folder
+
+
+def _resumed(
+    config: Config, explicit: frozenset[str]
+) -> tuple[Config, checkpoint.Checkpoint | None, list[str]]:
+    """Merge the resumed run's settings with the explicit ones; say what changed."""
+    path: str | Path | None = config.run.resume
+    automatic = path == "auto"
+    if automatic:
+        path = checkpoint.newest_run(config.run.runs_dir, config.environment.env)
+        if path is None:
+            return config, None, ["no run to resume; starting a new one"]
+    found = checkpoint.load(checkpoint.resolve(path, fall_back=automatic))
+    stored = Config.from_dict(found.state["config"])
+    merged, notes = {}, []
+    for section in SECTIONS:
+        old, new = getattr(stored, section), getattr(config, section)
+        values = {}
+        for field in dataclasses.fields(old):
+            name, mine = f"{section}.{field.name}", getattr(new, field.name)
+            keep = name not in explicit and name not in PER_SESSION
+            values[field.name] = getattr(old, field.name) if keep else mine
+            if not keep and name not in PER_SESSION and mine != getattr(old, field.name):
+                notes.append(_change(name, getattr(old, field.name), mine))
+        merged[section] = dataclasses.replace(old, **values)
+    config = Config(**merged)
+    if found.step >= config.run.steps:
+        notes.append(f"the budget of {config.run.steps} steps is already met; add --steps")
+    return config, found, notes
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    """One line for a setting that differs from the resumed run's; refuse what cannot differ."""
+    section, setting = name.split(".")
+    if name in FIXED or section in FIXED_SECTIONS:
+        option = "--" + setting.replace("_", "-")
+        raise UserError(
+            f"checkpoint does not match: {setting} {old} vs {new}; "
+            f"start a new run or drop {option}"
+        )
+    return f"{setting} changed from {old} to {new}"

@@ -1,0 +1,61 @@
+"""A worker process: an actor-learner on its own lease of the step budget."""
+
+import os
+import time
+
+import torch
+
+from async_dqn.child import RecordPipe, enter_child, report_failure
+from async_dqn.learner import Learner
+from async_dqn.parameters import (
+    CPU_NS,
+    CPU_NS,
+    HEARTBEAT_NS,
+    INCARNATION,
+    PHASE,
+    PID,
+    STARTING,
+    STEPS,
+    WAITING,
+    WORKERS_STOP,
+    ParameterStore,
+)
+from async_dqn.task import ChildStart
+
+REPORT_SECONDS = 1.0
+
+
+def run_worker(start: ChildStart) -> None:
+    """Entry point of worker `start.index`."""
+    enter_child(start.title, start.lifeline, start.log)
+    pipe = RecordPipe(start.pipe)
+    report_failure(lambda: _train(start, pipe), pipe)
+
+
+def _train(start: ChildStart, pipe: RecordPipe) -> None:
+    torch.set_num_threads(1)
+    store = ParameterStore(start.block, start.task.optimizer(), start.index)
+    slot, limits = store.slot, start.block["limits"]
+    cpu_before = int(slot[CPU_NS])
+    slot[PID], slot[INCARNATION], slot[PHASE] = os.getpid(), start.incarnation, STARTING
+    learner = Learner(start.task, store, start.index)
+    learner.reset(start.index, start.incarnation)
+    reported = time.monotonic()
+    while not store.control[WORKERS_STOP]:
+        budget = int(limits[start.index] - slot[STEPS])
+        if budget > 0:
+            learner.update(budget)
+        else:
+            slot[PHASE], slot[HEARTBEAT_NS] = WAITING, time.monotonic_ns()
+            time.sleep(0.001)
+        slot[CPU_NS] = cpu_before + time.process_time_ns()
+        if time.monotonic() - reported >= REPORT_SECONDS:
+            reported = time.monotonic()
+            _report(learner, pipe)
+    _report(learner, pipe)
+
+
+def _report(learner: Learner, pipe: RecordPipe) -> None:
+    """Send what happened since the last report that got through."""
+    if pipe.send({"kind": "training", **learner.record()}):
+        learner.clear()

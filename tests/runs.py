@@ -1,0 +1,86 @@
+"""Starting real runs from the tests: the command line in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+# Small and quick to start; the learning itself is not what these runs are about.
+SMALL = ("--workers", "2", "--envs-per-worker", "4", "--eval-every", "20000")
+
+
+class Trainer:
+    """`launch.py` with `arguments`, writing below `folder`."""
+
+    def __init__(self, folder: Path, *arguments: str):
+        self.folder = folder
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "launch.py"), "--runs-dir", str(folder), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    @property
+    def run(self) -> Path:
+        """The one run folder of this trainer."""
+        (config,) = self.folder.glob("*/*/config.json")
+        return config.parent
+
+    def events(self) -> list[dict[str, Any]]:
+        """What events.jsonl holds so far."""
+        files = list(self.folder.glob("*/*/events.jsonl"))
+        lines = files[0].read_text().splitlines() if files else []
+        return [json.loads(line) for line in lines]
+
+    def pids(self, role: str) -> list[int]:
+        """Process ids of all incarnations of a role."""
+        started = [e for e in self.events() if e["event"] in ("start", "restart")]
+        return [e["pid"] for e in started if e["role"] == role]
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
+        """Wait until `condition()` is true and return its value."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            value = condition()
+            if value:
+                return value
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.02)
+        raise AssertionError("the condition did not come true")
+
+    def wait_until_learning(self) -> None:
+        """Wait until the first evaluation was written: workers and evaluator are all at work."""
+        self.wait_for(lambda: any(e["event"] == "evaluation" for e in self.events()))
+
+    def finish(self, seconds: float = 120) -> tuple[int, str, str]:
+        """Wait for the end; exit code, stdout, stderr."""
+        out, err = self.process.communicate(timeout=seconds)
+        return self.process.returncode, out, err
+
+    def result(self) -> dict[str, Any]:
+        """result.json."""
+        return json.loads((self.run / "result.json").read_text())
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_gone(pids: list[int], seconds: float) -> list[int]:
+    """Those of `pids` still alive after at most `seconds`."""
+    deadline = time.monotonic() + seconds
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return [pid for pid in pids if is_alive(pid)]

@@ -1,0 +1,226 @@
+"""Environments that follow a script, for the tests of the whole project.
+
+All are picklable classes of this module. `register()` gives the registered ones their ids; nothing
+is registered by the import alone (`scripted_ids` does that, for --import).
+"""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+
+class NumberedEnv(gymnasium.Env):
+    """Observations [seed tag, episode, step]; lengths, ends and rewards follow lists, in a cycle.
+
+    `lengths[e]` is the length of episode e, `ends[e]` "terminated" or "truncated", `rewards[t]` the
+    reward of step t of every episode. `reuse` returns one and the same array for ever.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] = (3,),
+        ends: Sequence[str] = ("terminated",),
+        rewards: Sequence[float] = (1.0,),
+        actions: int = 2,
+        reuse: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        self.lengths, self.ends, self.rewards, self.reuse = lengths, ends, rewards, reuse
+        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.action_space = spaces.Discrete(actions)
+        self.taken: list[int] = []
+        self._tag, self._episode, self._step = -1, -1, 0
+        self._array = np.zeros(3, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        if seed is not None:
+            self._tag, self._episode = seed, -1
+        self._episode, self._step = self._episode + 1, 0
+        return self._observe(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.taken.append(action)
+        reward = self.rewards[self._step % len(self.rewards)]
+        self._step += 1
+        over = self._step == self.lengths[self._episode % len(self.lengths)]
+        end = self.ends[self._episode % len(self.ends)]
+        terminated, truncated = over and end == "terminated", over and end == "truncated"
+        return self._observe(), reward, terminated, truncated, {"step": self._step}
+
+    def _observe(self) -> np.ndarray:
+        if not self.reuse:
+            self._array = np.zeros(3, np.float32)
+        self._array[:] = self._tag, self._episode, self._step
+        return self._array
+
+
+class DenseSyncVectorEnv(SyncVectorEnv):
+    """SyncVectorEnv that lays `final_obs` out as ale-py does: dense, no mask, garbage elsewhere."""
+
+    def step(self, actions: np.ndarray) -> tuple:
+        observations, rewards, terminated, truncated, infos = super().step(actions)
+        dense = np.full_like(observations, -99)
+        for row in np.flatnonzero(terminated | truncated):
+            dense[row] = infos["final_obs"][row]
+        return observations, rewards, terminated, truncated, {"final_obs": dense}
+
+
+def numbered_vector(
+    num_envs: int, autoreset: str, layout: str = "object", max_episode_steps: int = 0, **kwargs: Any
+) -> SyncVectorEnv:
+    """NumberedEnv as a vector environment of either autoreset mode and `final_obs` layout."""
+
+    def make() -> gymnasium.Env:
+        return gymnasium.wrappers.TimeLimit(NumberedEnv(**kwargs), max_episode_steps)
+
+    kind = DenseSyncVectorEnv if layout == "dense" else SyncVectorEnv
+    return kind([make] * num_envs, autoreset_mode=AutoresetMode(autoreset))
+
+
+class ChainEnv(gymnasium.Env):
+    """States 0..n-1 in a row; action 1 moves right, 0 left. The right end gives 1 and terminates.
+
+    Observations are state numbers when `discrete`, else one-hot vectors.
+    """
+
+    def __init__(self, n: int = 5, discrete: bool = False) -> None:
+        self.n, self.discrete = n, discrete
+        self.observation_space = (
+            spaces.Discrete(n) if discrete else spaces.Box(0, 1, (n,), np.float32)
+        )
+        self.action_space = spaces.Discrete(2)
+        self._state = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self._state = 0
+        return self._observe(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        self._state = min(max(self._state + (1 if action == 1 else -1), 0), self.n - 1)
+        over = self._state == self.n - 1
+        return self._observe(), float(over), over, False, {}
+
+    def _observe(self) -> Any:
+        return self._state if self.discrete else np.eye(self.n, dtype=np.float32)[self._state]
+
+
+class FaultyEnv(ChainEnv):
+    """A chain in which something goes wrong at step `at_step` of this object's life (from 1).
+
+    `fault`: "raise", "sleep" (for `seconds`), "exit" (os._exit), "kill" (SIGKILL to the own
+    process), "nan" (observation), "bad-reward" (None), "wrong-shape". `every` repeats it at each
+    multiple of at_step. Lengths, not ends, matter to faults: episodes of the chain go on.
+    """
+
+    def __init__(
+        self,
+        fault: str = "raise",
+        at_step: int = 1,
+        every: bool = False,
+        seconds: float = 3600.0,
+        n: int = 5,
+    ) -> None:
+        super().__init__(n)
+        self.fault, self.at_step, self.every, self.seconds = fault, at_step, every, seconds
+        self._steps = 0
+
+    def step(self, action: int) -> tuple[Any, Any, bool, bool, dict]:
+        self._steps += 1
+        observation, reward, terminated, truncated, info = super().step(action)
+        due = self._steps % self.at_step == 0 if self.every else self._steps == self.at_step
+        if due:
+            observation, reward = self._fail(observation, reward)
+        return observation, reward, terminated, truncated, info
+
+    def _fail(self, observation: Any, reward: Any) -> tuple[Any, Any]:
+        if self.fault == "raise":
+            raise RuntimeError(f"scripted failure at step {self._steps}")
+        if self.fault == "sleep":
+            time.sleep(self.seconds)
+        if self.fault == "exit":
+            os._exit(0)
+        if self.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "nan":
+            observation = np.full_like(observation, np.nan)
+        if self.fault == "wrong-shape":
+            observation = observation[:1]
+        return observation, None if self.fault == "bad-reward" else reward
+
+
+class SpacesEnv(gymnasium.Env):
+    """Random observations of any space, never an end; `taken` records the actions."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self.last: Any = None
+        self.taken: list[Any] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.last = self.observation_space.sample()
+        return self.last, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.taken.append(action)
+        self.last = self.observation_space.sample()
+        return self.last, 0.0, False, False, {}
+
+
+class OldGymEnv(ChainEnv):
+    """The interface before Gymnasium: 4 values from step, and from reset the observation alone."""
+
+    def __init__(self, old_reset: bool = True) -> None:
+        super().__init__()
+        self.old_reset = old_reset
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        observation, info = super().reset(seed=seed)
+        return observation if self.old_reset else (observation, info)
+
+    def step(self, action: int) -> Any:
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, info
+
+
+class UnbuildableEnv(gymnasium.Env):
+    """Its constructor raises."""
+
+    def __init__(self) -> None:
+        raise ValueError("no\ndisplay")
+
+
+IDS: dict[str, dict[str, Any]] = {
+    "Scripted/Numbered-v0": {"entry_point": "scripted_envs:NumberedEnv"},
+    "Scripted/Chain-v0": {"entry_point": "scripted_envs:ChainEnv", "max_episode_steps": 50},
+    "Scripted/Faulty-v0": {"entry_point": "scripted_envs:FaultyEnv", "max_episode_steps": 50},
+    "Scripted/OldGym-v0": {"entry_point": "scripted_envs:OldGymEnv"},
+    "Scripted/Unbuildable-v0": {"entry_point": "scripted_envs:UnbuildableEnv"},
+} | {
+    f"Scripted/Numbered{name}-v0": {
+        "entry_point": "scripted_envs:NumberedEnv",
+        "vector_entry_point": "scripted_envs:numbered_vector",
+        "kwargs": kwargs,
+    }
+    for name, kwargs in {
+        "NextStep": {"autoreset": "NextStep"},
+        "SameStep": {"autoreset": "SameStep"},
+        "Dense": {"autoreset": "SameStep", "layout": "dense"},
+    }.items()
+}
+
+
+def register() -> None:
+    """Register the ids of this module in this process; safe to call again."""
+    for env_id, arguments in IDS.items():
+        if env_id not in gymnasium.registry:
+            gymnasium.register(env_id, **arguments)

@@ -1,0 +1,211 @@
+"""The command line: every mistake is one line and exit code 2, before anything is written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from async_dqn import __version__, cli, options, presets
+from async_dqn.config import SETTINGS, usable_cores
+
+ROOT = Path(__file__).parent.parent
+MOST = 8 * usable_cores()
+TOO_MANY = MOST + 1
+
+
+def launch(*arguments: str, cwd: Path = ROOT, stdout: int = subprocess.PIPE):
+    command = [sys.executable, str(ROOT / "launch.py"), *arguments]
+    pipes = {"stdout": stdout, "stderr": subprocess.PIPE}
+    return subprocess.run(command, cwd=cwd, text=True, timeout=30, check=False, **pipes)
+
+
+# Rows of the table of bad inputs, by number; the last columns are arguments.
+BAD_INPUTS = [
+    (1, "--workers must be a whole number from 1 (got '0')", "--workers", "0"),
+    (1, "--workers must be a whole number from 1 (got '-3')", "--workers", "-3"),
+    (1, "--workers must be a whole number from 1 (got 'two')", "--workers", "two"),
+    (
+        2,
+        f"--workers {TOO_MANY} is more than 8 per core ({MOST}); add --oversubscribe to insist",
+        *("--workers", str(TOO_MANY)),
+    ),
+    (3, "--steps must be a whole number from 1 (got '0')", "--steps", "0"),
+    (3, "--steps must be a whole number from 1 (got 'nan')", "--steps", "nan"),
+    (3, "--steps must be a whole number from 1 (got '1e400')", "--steps", "1e400"),
+    (3, "--steps must be a whole number from 1 (got '１')", "--steps", "１"),
+    (
+        3,
+        "--steps must be a whole number from 1 (got '10M'); write 10000000 or 10_000_000",
+        "--steps",
+        "10M",
+    ),
+    (3, "--steps must be a whole number from 1 (got '1.5k'); write 1500 or 1_500", "--steps=1.5k"),
+    (4, "--lr must be a finite number above 0 (got 0)", "--lr", "0"),
+    (4, "--lr must be a finite number above 0 (got -1)", "--lr", "-1"),
+    (4, "--lr must be a finite number above 0 (got nan)", "--lr", "nan"),
+    (4, "--lr must be a finite number above 0 (got inf)", "--lr", "inf"),
+    (4, "--lr must be a number (got 'fast')", "--lr", "fast"),
+    (5, "--gamma must be within [0, 1] (got 1.5)", "--gamma", "1.5"),
+    (5, "--gamma must be within [0, 1] (got -0.1)", "--gamma", "-0.1"),
+    (6, "--epsilon-final must be within [0, 1] (got nan)", "--epsilon-final", "nan"),
+    (
+        6,
+        "--epsilon-final 0.5 is above the starting value 0.1; lower it or raise --epsilon-start",
+        *("--epsilon-final", "0.5", "--epsilon-start", "0.1"),
+    ),
+    (7, "--target-sync-steps must be from 1, or none (got 0)", "--target-sync-steps", "0"),
+    (7, "--rollout-length must be a whole number from 1 (got '0')", "--rollout-length", "0"),
+    (7, "--eval-episodes must be a whole number from 1 (got '-1')", "--eval-episodes", "-1"),
+    (8, "unknown option --wokers; did you mean --workers?", "--wokers", "4"),
+    (8, "unknown option --work; did you mean --workers?", "--work=4"),
+    (8, "unexpected argument 'extra'; see --help", "train", "extra"),
+    (8, "--lr needs a value; write --lr=VALUE if that starts with -", "--lr"),
+    (8, "unknown command 'trian'; did you mean train?", "trian"),
+    (9, "unknown optimizer 'sdg'; choose shared-adam or shared-rmsprop", "--optimizer", "sdg"),
+    (9, "unknown mode 'sync'; choose async or serial", "--mode", "sync"),
+    (10, "--seed must be within [0, 2^63) (got -1)", "--seed", "-1"),
+    (10, f"--seed must be within [0, 2^63) (got {2**70})", "--seed", str(2**70)),
+    (20, "device 'cuda:7' is not available (found: cpu)", "--device", "cuda:7"),
+    (
+        21,
+        "cannot read config absent.toml: No such file or directory",
+        *("--config", "absent.toml"),
+    ),
+    (0, "--layer-norm must be on or off (got 'yes')", "--layer-norm", "yes"),
+    (0, "--env-arg must be KEY=VALUE (got 'sticky')", "--env-arg", "sticky"),
+    (0, "--double/--no-double takes no value", "--double=yes"),
+    (0, "list needs one of presets, algorithms, networks; did you mean presets?", "list", "preset"),
+    (0, "--episodes must be a whole number from 1 (got '0')", "evaluate", "x", "--episodes", "0"),
+    (0, "bench needs the name of a benchmark; choose scaling", "bench"),
+]
+
+
+@pytest.mark.parametrize(("row", "message", "arguments"), [(r, m, a) for r, m, *a in BAD_INPUTS])
+def test_bad_input_is_one_line_and_exit_2(row, message, arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2, f"row {row}"
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/x",
+        "/abs",
+        "a/b",
+        ".",
+        "..",
+        "a\0",
+        "x" * 101,
+        "%2e",
+        "a\\b",
+        "~",
+        "CON",
+        "é",
+        "a\n",
+    ],
+)
+def test_run_names_stay_inside(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([f"--run-name={name}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith("\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--wokers", "4"], "unknown option --wokers; did you mean --workers?"),
+        (["--env", "Nope-v1"], "no environment 'Nope-v1'"),
+        (["--env", "CartPole-v99"], "CartPole has versions v0, v1 (asked v99)"),
+    ],
+)
+def test_launched_for_real(arguments, message, tmp_path):
+    done = launch(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_escape_sequences_in_input_reach_the_terminal_as_text(capsys):
+    assert cli.main(["--optimizer", "x", "--config", "\x1b[2J\n"]) == 2
+    assert cli.main(["\x1b[2J\n"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_help_lists_every_setting_with_its_default(capsys):
+    assert cli.main(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for about in SETTINGS.values():
+        assert f"{about.option} " in text or f"{about.option}," in text
+        assert about.default in text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--lr", "0"], ["list", "networks"]])
+def test_answers_without_heavy_imports(arguments):
+    program = (
+        f"import sys, async_dqn; from async_dqn import cli; cli.main({arguments})\n"
+        "assert not {'torch', 'numpy', 'gymnasium', 'tensorboard'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True)
+
+
+def test_options_become_typed_settings():
+    text = (
+        "--env-arg difficulty=1 --env-arg mode=hard --env-arg sticky=true --env-arg p=0.5 "
+        "--import a.b --import c --hidden 64,32 --layer-norm off --no-double --dueling "
+        "--target-sync-steps none --steps 10_000_000 --lr 1e-4 --stop-at-return -110 "
+        "--preset cartpole --env-arg name='none'"
+    )
+    assert options.parse_train(text.split()) == {
+        "env_arg": {"difficulty": 1, "mode": "hard", "sticky": True, "p": 0.5, "name": "none"},
+        "import_modules": ("a.b", "c"),
+        "hidden": (64, 32),
+        "layer_norm": False,
+        "double": False,
+        "dueling": True,
+        "target_sync_steps": None,
+        "steps": 10_000_000,
+        "lr": 1e-4,
+        "stop_at_return": -110.0,
+        "preset": "cartpole",
+    }
+
+
+def test_lists(capsys):
+    assert [cli.main(["list", what]) for what in ("presets", "algorithms", "networks")] == [0] * 3
+    words = capsys.readouterr().out.split()
+    for names in (presets.names(), SETTINGS["algorithm"].choices, SETTINGS["network"].choices):
+        assert set(names) <= set(words)
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"async_dqn {__version__}\n"
+
+
+def test_module_runs_like_the_launcher():
+    command = [sys.executable, "-m", "async_dqn", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"async_dqn {__version__}\n"
+
+
+def test_reader_that_leaves_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = launch("list", "presets", stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_interrupt_before_training_leaves_no_traceback(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(presets, "resolve", interrupt)
+    assert cli.main([]) == 130
+    assert capsys.readouterr().err == ""

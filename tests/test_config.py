@@ -1,0 +1,247 @@
+"""Settings: defaults, checks, sources and their precedence, round trips."""
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from async_dqn import presets
+from async_dqn.config import SECTIONS, SETTINGS, Config, UserError, usable_cores
+from async_dqn.presets import resolve
+
+
+def message_of(action, *arguments):
+    with pytest.raises(UserError) as caught:
+        action(*arguments)
+    return str(caught.value)
+
+
+def write(folder: Path, text: str, name: str = "c.toml") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_every_setting_is_documented_and_has_a_unique_name():
+    fields = [f for kind in SECTIONS.values() for f in dataclasses.fields(kind)]
+    assert len(fields) == len(SETTINGS)
+    for about in SETTINGS.values():
+        assert about.help and about.default, about.name
+        numeric = about.kind in (int, float)
+        assert not numeric or about.within, f"{about.name} has no range"
+
+
+def test_config_is_frozen_and_normalises_types():
+    config = Config.from_flat({"gamma": 1, "hidden": [64], "workers": np.int64(2)})
+    assert type(config.algorithm.gamma) is float and config.network.hidden == (64,)
+    assert type(config.parallel.workers) is int
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.algorithm.gamma = 0.5
+
+
+def test_stored_config_survives_json():
+    config = Config.from_flat(
+        {
+            "env_arg": {"sticky_action_prob": 0.1, "mode": "x"},
+            "import_modules": ["a.b"],
+            "target_sync_steps": None,
+            "layer_norm": "off",
+            "stop_at_return": 475,
+            "seed": 2**63 - 1,
+        }
+    )
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.flat()["network.layer_norm"] is False
+
+
+def test_stored_config_is_checked():
+    assert Config.from_dict({"optimizer": {"lr": 0.5}}).optimizer.lr == 0.5
+    text = message_of(Config.from_dict, {"optimizer": {"learning": 1}})
+    assert text == "stored settings: unknown key 'optimizer.learning'"
+    text = message_of(Config.from_dict, {"run": {"steps": "many"}})
+    assert text.startswith("stored settings: run.steps must be a whole number from 1")
+
+
+def test_with_settings_changes_only_what_is_named():
+    before = Config.from_flat({"lr": 0.5})
+    after = before.with_settings({"seed": 7})
+    assert (after.optimizer, after.run.seed) == (before.optimizer, 7)
+    assert before.run.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"workers": True}, "--workers must be a whole number from 1 (got True)"),
+        ({"steps": 1e6}, "--steps must be a whole number from 1 (got 1000000)"),
+        ({"steps": 2**63}, "--steps must be below 2^63 (got 9223372036854775808)"),
+        ({"lr": 10**400}, "--lr must be a finite number above 0 (got inf)"),
+        ({"hidden": []}, "--hidden must be a list of whole numbers within [1, 65536] (got [])"),
+        ({"double": "yes"}, "--double must be true or false (got 'yes')"),
+        ({"env": ""}, "--env must be text, not empty and without null characters (got '')"),
+        ({"env_arg": {"x": object}}, "--env-arg x must be text, true, false or a finite number"),
+        ({"target_sync_steps": np.zeros(2)}, "--target-sync-steps must be a whole number from 1,"),
+        ({"run_name": "CON.txt"}, "run name 'CON.txt' is reserved on Windows; choose another"),
+    ],
+)
+def test_construction_refuses_wrong_values(values, expected):
+    assert message_of(Config.from_flat, values).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train.traget_sync_steps = 1", "unknown key 'train.traget_sync_steps'; did you mean"),
+        ("[optimizer]\nseed = 1", "unknown key 'optimizer.seed'; did you mean run.seed?"),
+        ("lr = 1.0", "unknown key 'lr'; did you mean optimizer.lr?"),
+        ("[empty]", "unknown key 'empty'"),
+        ("[optimizer]\nlr = 'fast'", "optimizer.lr must be a number (got 'fast')"),
+        ("[optimizer]\nlr = '1e-4'", "optimizer.lr must be a number (got '1e-4')"),
+        ("[optimizer]\nlr = nan", "optimizer.lr must be a finite number above 0 (got nan)"),
+        ("[run]\nsteps = 0", "run.steps must be a whole number from 1 (got '0')"),
+        ("[run]\nsteps = 1.5", "run.steps must be a whole number from 1 (got 1.5)"),
+        ("[parallel]\nmode = 'sync'", "parallel.mode: unknown mode 'sync'; choose async or seri"),
+        ("[environment]\nimport_modules = ['os']", "modules are not imported from files; use "),
+        ("x = " + "[" * 10_000, "nested deeper than 20"),
+        ("x = " + "{a = " * 10_000, "nested deeper than 20"),
+        ("a." * 25 + "b = 1", "nested deeper than 20"),
+        ("a." * 400_000 + "b = 1", "nested deeper than 20"),
+        ("[run]\nseed = " + "9" * 5000, "exceeds the limit"),
+    ],
+)
+def test_config_files_have_a_closed_schema(tmp_path, text, expected):
+    path = write(tmp_path, text)
+    started = time.monotonic()
+    text = message_of(presets.read_config, path)
+    assert text.startswith(f"{path}: ") and expected.lower() in text.lower()
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\n[optimizer]\nlr 1", ":3:4: expected '=' after a key"),
+        ("[optimizer]\nlr = 1e-3\nlr = 1", ":3: key 'lr' given twice"),
+        ("[run]\n[run]\n", ":2:5: cannot declare ('run',) twice"),
+    ],
+)
+def test_broken_toml_names_the_line(tmp_path, text, expected):
+    path = write(tmp_path, text)
+    assert message_of(presets.read_config, path) == path + expected
+
+
+def test_unreadable_config_files(tmp_path):
+    yaml = write(tmp_path, "a: !!python/object/apply:os.system ['touch x']", "c.yaml")
+    assert message_of(presets.read_config, yaml).startswith(f"{yaml} is not TOML; only TOML")
+    for path, reason in [
+        (tmp_path / "absent.toml", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "binary.toml", "not valid UTF-8 at byte 17"),
+        (tmp_path / "large.toml", "larger than 1 MB"),
+    ]:
+        (tmp_path / "binary.toml").write_bytes(b"#" * 17 + b"\xff")
+        (tmp_path / "large.toml").write_text("#" * 1_000_001)
+        assert message_of(presets.read_config, str(path)) == f"cannot read config {path}: {reason}"
+
+
+def test_later_sources_win(tmp_path):
+    file = write(tmp_path, "[optimizer]\nlr = 0.25\nlr_schedule = 'linear'\n[run]\nsteps = 7\n")
+    config, explicit = resolve({"steps": 9}, config_file=file)
+    assert config.run.checkpoint_every == 50_000  # preset over default
+    assert config.optimizer.lr == 0.25  # file over preset
+    assert config.run.steps == 9  # command line over file
+    assert explicit == {"optimizer.lr", "optimizer.lr_schedule", "run.steps"}
+
+
+def test_preset_is_found_by_id_then_family_then_none():
+    assert resolve({"env": "CartPole-v0"})[0].optimizer.lr_schedule == "constant"
+    assert resolve({"env": "MinAtar/Freeway-v0"})[0].algorithm.algorithm == "q-lambda"
+    assert resolve({"env": "ALE/Breakout-v5"})[0].network.network == "nips"
+    assert resolve({"env": "Nowhere-v0"})[0] == Config.from_flat({"env": "Nowhere-v0"})
+    assert Config().optimizer.lr_schedule == "linear"
+
+
+def test_preset_by_name_brings_its_environment_and_yields_to_the_users():
+    assert resolve({}, preset="lunarlander")[0].environment.env == "LunarLander-v3"
+    config, _ = resolve({"env": "CartPole-v1"}, preset="lunarlander")
+    assert (config.environment.env, config.run.steps) == ("CartPole-v1", 3_000_000)
+    assert message_of(resolve, {}, None, "best").startswith("unknown preset 'best'; choose acrobo")
+
+
+def test_table_per_algorithm_applies_whoever_chose_the_algorithm(tmp_path):
+    env = {"env": "MinAtar/Breakout-v1"}
+    assert resolve(env)[0].optimizer.target_sync_steps is None
+    chosen = {**env, "algorithm": "n-step-q"}
+    assert resolve(chosen)[0].optimizer.target_sync_steps == 4_000
+    file = write(tmp_path, "[algorithm]\nalgorithm = 'n-step-q'")
+    assert resolve(env, config_file=file)[0].optimizer.target_sync_steps == 4_000
+    assert resolve({**chosen, "target_sync_steps": 5})[0].optimizer.target_sync_steps == 5
+
+
+def test_keywords_of_the_environment_join():
+    config, _ = resolve({"env": "ALE/Pong-v5", "env_arg": {"difficulty": 1}})
+    assert config.environment.env_arg == {"repeat_action_probability": 0.0, "difficulty": 1}
+
+
+@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("algorithm", SETTINGS["algorithm"].choices)
+def test_every_preset_is_valid_with_every_algorithm(name, algorithm):
+    config, _ = resolve({"algorithm": algorithm}, preset=name)
+    assert presets.find(config.environment.env).name == name
+
+
+def test_settings_that_contradict_each_other():
+    assert "needs a target network" in message_of(
+        resolve, {"double": True, "target_sync_steps": None}
+    )
+    assert message_of(resolve, {"trace": "watkins"}).startswith(
+        "--trace watkins acts only with --algorithm q-lambda (this run: n-step-q)"
+    )
+    assert "--lam 0.5 acts only" in message_of(resolve, {"lam": 0.5})
+    assert resolve({"lam": 0.5, "trace": "watkins", "algorithm": "q-lambda"})
+    assert resolve({"lam": 0.5, "resume": "runs/x"}), "a resumed run brings its algorithm"
+    assert "cannot go with --resume" in message_of(resolve, {"resume": "x", "run_name": "y"})
+
+
+def test_misspelt_keyword_of_the_api():
+    assert message_of(resolve, {"wrokers": 2}) == "unknown setting 'wrokers'; did you mean workers?"
+    assert message_of(resolve, {"lr": -1}) == "lr must be a finite number above 0 (got -1)"
+
+
+def test_large_runs_load_on_small_machines():
+    many = 8 * usable_cores() + 1
+    assert message_of(resolve, {"workers": many}).endswith("add --oversubscribe to insist")
+    assert resolve({"workers": many, "oversubscribe": True})[0].parallel.workers == many
+    assert Config.from_dict({"parallel": {"workers": many}}).parallel.workers == many
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "cores"),
+    [
+        ("0::/a/b\n", {"cpu.max": "max 100000", "a/cpu.max": "250000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000"}, 8),
+        (
+            "5:memory:/x\n4:cpu,cpuacct:/a\n",
+            {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        (
+            "4:cpu,cpuacct:/\n",
+            {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
+            8,
+        ),
+        ("0::/a\n", {}, 8),
+    ],
+)
+def test_usable_cores_respect_quota(tmp_path, monkeypatch, cgroup, files, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for name, text in {"proc/self/cgroup": cgroup}.items() | {
+        (f"sys/fs/cgroup/{name}", text) for name, text in files.items()
+    }:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert usable_cores(tmp_path) == cores

@@ -1,0 +1,147 @@
+"""Real runs, real signals: what the supervisor promises of processes."""
+
+import csv
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from runs import SMALL, Trainer, is_alive, wait_gone
+
+from async_dqn import checkpoint
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start trainers that do not outlive the test."""
+    trainers = []
+
+    def start(*arguments: str, folder: str = "runs") -> Trainer:
+        trainers.append(Trainer(tmp_path / folder, *arguments))
+        return trainers[-1]
+
+    yield start
+    for trainer in trainers:
+        trainer.process.kill()
+        trainer.process.communicate()
+
+
+def children(trainer: Trainer) -> list[int]:
+    return trainer.pids("worker") + trainer.pids("evaluator")
+
+
+def test_a_run_survives_sigkill_of_a_worker_and_ends_at_exactly_its_budget(start):
+    trainer = start(*SMALL, "--steps", "150003")
+    trainer.wait_until_learning()
+    os.kill(trainer.pids("worker")[0], signal.SIGKILL)
+    code, _, err = trainer.finish()
+    result = trainer.result()
+    assert code == 0, err
+    assert (result["status"], result["steps"], result["restarts"]) == ("budget reached", 150003, 1)
+    deaths = [event for event in trainer.events() if event["event"] == "death"]
+    assert [(d["role"], d["index"]) for d in deaths] == [("worker", 0)]
+    assert "SIGKILL" in deaths[0]["cause"]
+    assert "warning: worker 0 died (SIGKILL" in err
+
+
+def test_a_worker_killed_while_starting_is_replaced_too(start):
+    trainer = start(*SMALL, "--steps", "30000")
+    pid = trainer.wait_for(lambda: trainer.pids("worker"))[0]
+    os.kill(pid, signal.SIGKILL)
+    code, _, err = trainer.finish()
+    assert code == 0, err
+    assert trainer.result()["steps"] == 30000
+
+
+def test_the_evaluator_is_replaced_and_the_final_parameters_are_still_scored(start):
+    trainer = start(*SMALL, "--steps", "150000", "--eval-episodes", "20")
+    trainer.wait_until_learning()
+    os.kill(trainer.pids("evaluator")[0], signal.SIGKILL)
+    code, _, err = trainer.finish()
+    assert code == 0, err
+    assert trainer.result()["final_mean"] is not None
+    assert len(trainer.pids("evaluator")) == 2
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_a_checkpoint_and_no_child_left(start, number, expected):
+    trainer = start(*SMALL, "--steps", "100_000_000")
+    trainer.wait_until_learning()
+    begun = time.monotonic()
+    os.kill(trainer.process.pid, number)
+    code, _, err = trainer.finish(seconds=20)
+    assert code == expected
+    assert time.monotonic() - begun < 10
+    assert "Traceback" not in err
+    assert wait_gone(children(trainer), seconds=1) == []
+    assert trainer.result()["status"] == "stopped"
+    loaded = checkpoint.load(checkpoint.resolve(trainer.run))
+    assert loaded.step == trainer.result()["steps"] > 0
+
+
+def test_ctrl_c_to_the_whole_group_during_start_up_leaves_nobody(start):
+    trainer = start(*SMALL, "--steps", "100_000_000")
+    trainer.wait_for(lambda: trainer.pids("worker"))
+    for pid in [trainer.process.pid, *children(trainer)]:
+        if is_alive(pid):
+            os.kill(pid, signal.SIGINT)
+    code, _, err = trainer.finish(seconds=20)
+    assert code == 130
+    assert "Traceback" not in err
+    assert wait_gone(children(trainer), seconds=1) == []
+
+
+def test_no_orphan_and_no_shared_memory_is_left_when_the_trainer_is_killed(start):
+    before = set(os.listdir("/dev/shm"))
+    trainer = start(*SMALL, "--steps", "100_000_000")
+    trainer.wait_until_learning()
+    trainer.process.kill()
+    assert wait_gone(children(trainer), seconds=2) == []
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_a_resumed_run_goes_on_to_its_budget_without_writing_a_step_twice(start):
+    trainer = start(*SMALL, "--steps", "400_000", "--checkpoint-every", "20_000")
+    trainer.wait_until_learning()
+    trainer.process.kill()  # no final checkpoint: up to one interval is lost
+    trainer.finish()
+    saved = checkpoint.load(checkpoint.resolve(trainer.run)).state
+    resumed = start("--resume", str(trainer.run))
+    code, _, err = resumed.finish()
+    assert code == 0, err
+    result = resumed.result()
+    assert (result["steps"], result["status"]) == (400_000, "budget reached")
+    assert result["updates"] > saved["updates"]
+    with (trainer.run / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == sorted(set(steps))
+    assert _tensorboard_steps(trainer.run, "time/fps") == steps
+
+
+def _tensorboard_steps(run: Path, tag: str) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run)).Reload()
+    return [point.step for point in events.Scalars(tag)]
+
+
+def test_an_environment_that_always_fails_stops_the_run_with_its_cause(start):
+    trainer = start(
+        *("--import", "scripted_ids", "--env", "Scripted/Faulty-v0", "--workers", "1"),
+        *("--env-arg", "at_step=9", "--steps", "10000", "--eval-every", "100000"),
+    )
+    code, _, err = trainer.finish(seconds=120)
+    assert code == 75, err
+    assert "RuntimeError" in err
+    assert "Traceback" not in err
+    assert "Traceback" in (trainer.run / "logs" / "worker-0.log").read_text()
+
+
+def test_a_worker_has_one_compute_thread_and_carries_its_name(start):
+    trainer = start(*SMALL, "--steps", "100_000_000", "--run-name", "named")
+    trainer.wait_until_learning()
+    pid = trainer.pids("worker")[1]
+    assert len(os.listdir(f"/proc/{pid}/task")) <= 4
+    assert Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"async-dqn worker 1 named")
+    assert len(os.listdir(f"/proc/{pid}/fd")) <= 20

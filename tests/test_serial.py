@@ -1,0 +1,85 @@
+"""The serial mode: reproducible from the seed, and the same after a resume."""
+
+import numpy as np
+import pytest
+
+from async_dqn import checkpoint, training
+from async_dqn.presets import resolve
+
+SMALL = {
+    "env": "CartPole-v1",
+    "mode": "serial",
+    "workers": 2,
+    "envs_per_worker": 3,
+    "target_sync_steps": 500,
+    "eval_every": 1500,
+    "eval_episodes": 10,
+    "checkpoint_every": 1000,
+    "quiet": True,
+    "hidden": (32,),
+}
+
+
+def train(folder, callback=None, **changes):
+    config, explicit = resolve({**SMALL, "runs_dir": str(folder), **changes})
+    return training.train(config, explicit, callback=callback)
+
+
+def last(outcome):
+    return checkpoint.load(checkpoint.resolve(outcome.run))
+
+
+def assert_same_tensors(one, other):
+    assert one.tensors.keys() == other.tensors.keys()
+    for stem, tensors in one.tensors.items():
+        for name, array in tensors.items():
+            np.testing.assert_array_equal(array, other.tensors[stem][name], f"{stem}/{name}")
+
+
+@pytest.mark.parametrize("algorithm", ["one-step-q", "n-step-q", "q-lambda"])
+def test_the_same_run_twice_gives_identical_parameters(tmp_path, algorithm):
+    runs = [last(train(tmp_path, steps=2500, algorithm=algorithm, seed=3)) for _ in range(2)]
+    assert runs[0].step == 2500
+    assert_same_tensors(*runs)
+
+
+def test_another_seed_gives_other_parameters(tmp_path):
+    one, other = (last(train(tmp_path, steps=1000, seed=seed)) for seed in (1, 2))
+    assert not np.array_equal(
+        one.tensors["model"]["head.q.weight"], other.tensors["model"]["head.q.weight"]
+    )
+
+
+@pytest.mark.parametrize("envs", [1, 8])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, envs):
+    options = {"envs_per_worker": envs, "lr_schedule": "linear", "eval_every": 700}
+    whole = train(tmp_path / "whole", steps=3000, **options)
+    broken = train(tmp_path / "broken", steps=3000, **options)
+    # Go back to the middle one, as after a kill between two checkpoints.
+    middle = sorted((broken.run / "checkpoints").glob("step-*"))[1]
+    assert checkpoint.load(middle).step < 3000
+    again = training.train(*resolve({"resume": str(middle), "quiet": True}))
+    assert again.run == broken.run
+    assert last(again).step == 3000
+    assert_same_tensors(last(whole), last(again))
+    assert last(whole).state["best_mean"] == last(again).state["best_mean"]
+
+
+def test_a_callback_can_end_the_run(tmp_path):
+    seen = []
+
+    def stop(report):
+        seen.append(report["step"])
+        return False
+
+    outcome = train(tmp_path, stop, steps=10_000_000)
+    assert outcome.exit_code == 0
+    assert len(seen) == 1
+    assert last(outcome).step < 10_000_000
+
+
+def test_the_target_is_refreshed_once_per_interval(tmp_path):
+    outcome = train(tmp_path, steps=3000, target_sync_steps=1000, checkpoint_every=3000)
+    # Published at step 0 and at each of the three boundaries; the last lies at the end.
+    assert last(outcome).state["target_step"] == 3000
+    assert last(outcome).state["target_refreshes"] == 4
