@@ -72,15 +72,15 @@ class AsyncDQN:
             changes["resume"] = str(self.run)
         config = self.config.with_settings(changes)
         explicit = self._explicit | {"run.steps"}
-        outcome = training.train(
-            config, explicit, self._factory, callback, in_own_process=False
-        )
+        outcome = training.train(config, explicit, self._factory, callback, in_own_process=False)
         self.run = outcome.run
         self._load(checkpoint.load(checkpoint.resolve(outcome.run)))
         if outcome.exit_code == 130:
             raise KeyboardInterrupt
         if outcome.exit_code:
-            raise RuntimeError(f"training stopped with exit code {outcome.exit_code}; see {outcome.run}")
+            raise RuntimeError(
+                f"training stopped with exit code {outcome.exit_code}; see {outcome.run}"
+            )
         return self
 
     def predict(
@@ -139,7 +139,9 @@ class AsyncDQN:
         agent._explicit = frozenset()
         agent._factory = None if env is None or isinstance(env, str) else env
         agent.run = Path(path)
-        envs.check_env_id(env or agent.config.environment.env, agent.config.environment.import_modules)
+        envs.check_env_id(
+            env or agent.config.environment.env, agent.config.environment.import_modules
+        )
         agent._build()
         agent._load(found)
         return agent

@@ -38,9 +38,7 @@ def choose(config: NetworkConfig, info) -> Architecture:
     is_image = len(shape) == 3
     if is_image == (name == "mlp"):
         kind = "an image" if is_image else "a vector"
-        raise UserError(
-            f"the {name} network does not fit {kind} of shape {shape}; drop --network"
-        )
+        raise UserError(f"the {name} network does not fit {kind} of shape {shape}; drop --network")
     side = MINIMUM_SIDE.get(name, 0)
     if is_image and min(shape[1:]) < side:
         raise UserError(

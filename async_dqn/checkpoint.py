@@ -195,13 +195,15 @@ def marked(checkpoints: Path, name: str) -> Path | None:
 
 
 def resolve(path: str | Path, fall_back: bool = False, warn: Warn | None = None) -> Path:
-    """The checkpoint folder meant by `path`: itself, or the latest one of a run folder.
+    """The checkpoint meant by `path`: itself, a mark (`checkpoints/best`), or a run's latest.
 
     A run's latest checkpoint is verified; when it is damaged, `fall_back` takes the newest good
     one and calls `warn(text)` (by default a line on stderr).
     Raises UserError: nothing there, no complete checkpoint, damaged, not a checkpoint.
     """
     path, warn = Path(path), warn or _warn
+    if path.name in MARKS:
+        path = marked(path.parent, path.name) or path
     _check_is_folder(path)
     if CHECKPOINT_NAME.match(path.name) or os.path.lexists(path / "manifest.json"):
         return path

@@ -23,7 +23,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 # A record with its 4-byte prefix must fit: up to PIPE_BUF a write happens whole or not at all.
-RECORD_BYTES = select.PIPE_BUF - 4
+RECORD_BYTES = getattr(select, "PIPE_BUF", 512) - 4
 
 
 @dataclass(frozen=True)

@@ -92,10 +92,10 @@ def evaluate(argv: Sequence[str]) -> int:
     parser = Parser(prog="async-dqn evaluate", description=evaluate.__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder or checkpoint folder")
     parser.add_argument("--episodes", metavar="N", default="100", help="(default: 100)")
-    parser.add_argument("--seed", metavar="N", default="0", help="(default: 0)")
+    parser.add_argument("--seed", metavar="N", help="(default: the run's; same episodes as best)")
     given = parser.parse(argv)
     episodes = parse_value(SETTINGS["eval_episodes"], given["episodes"], "--episodes")
-    seed = parse_value(SETTINGS["seed"], given["seed"])
+    seed = parse_value(SETTINGS["seed"], given["seed"]) if "seed" in given else None
     from async_dqn.api import AsyncDQN
 
     mean, std = AsyncDQN.load(given["run"]).evaluate(episodes=episodes, seed=seed)

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from async_dqn.algorithms import Algorithm
+from async_dqn.child import RECORD_BYTES
 from async_dqn.envs import EnvBatch, Step
 from async_dqn.rollout import Rollout
 
-EPISODES_KEPT = 80  # so that a worker's record surely fits into one pipe write
+# Each takes up to 40 bytes of a record, which must fit into one write to the pipe.
+EPISODES_KEPT = (RECORD_BYTES - 300) // 40
 
 
 class Collector:
@@ -93,9 +95,7 @@ class Collector:
         with torch.inference_mode():
             output, _ = self.net(torch.from_numpy(self._obs[t]))
             self._q_values[t] = output.q_values.numpy()
-            self._actions[t], self._greedy[t] = self.algorithm.act(
-                output, epsilon, self._generator
-            )
+            self._actions[t], self._greedy[t] = self.algorithm.act(output, epsilon, self._generator)
 
     def _store(self, t: int, step: Step, budget: int) -> int:
         """Write row t; return how many of its transitions count."""
@@ -135,4 +135,3 @@ class Collector:
             final_rows=np.concatenate(final_rows) if final_rows else np.zeros(0, np.int64),
             final_obs=np.concatenate(final_obs) if final_obs else self._obs[0, :0],
         )
-

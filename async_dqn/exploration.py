@@ -17,9 +17,7 @@ def ladder(count: int) -> NDArray[np.float32]:
     counts = np.floor(shares).astype(int)
     neediest = np.argsort(counts - shares, kind="stable")
     counts[neediest[: count - counts.sum()]] += 1
-    dealt = [
-        ((k + 0.5) / n, epsilon) for (epsilon, _), n in zip(LADDER, counts) for k in range(n)
-    ]
+    dealt = [((k + 0.5) / n, epsilon) for (epsilon, _), n in zip(LADDER, counts) for k in range(n)]
     return np.array([epsilon for _, epsilon in sorted(dealt)], np.float32)
 
 

@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import tempfile
+import weakref
 from multiprocessing import reduction
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ class SharedBlock:
         attached = descriptor is not None
         self.descriptor = descriptor if attached else _anonymous_file(size)
         os.set_inheritable(self.descriptor, False)
+        weakref.finalize(self, os.close, self.descriptor)
         if attached and os.fstat(self.descriptor).st_size != size:
             raise RuntimeError("the shared memory block has another size")
         self._map = mmap.mmap(self.descriptor, size)

@@ -96,7 +96,9 @@ def flat_vector(net: nn.Module, tensors: dict[str, NDArray[np.float32]]) -> torc
     vector, start = torch.zeros(padded_size(net)), 0
     for name, shape in expected.items():
         if tensors[name].shape != shape:
-            raise ValueError(f"tensor {name} is {list(tensors[name].shape)}, expected {list(shape)}")
+            raise ValueError(
+                f"tensor {name} is {list(tensors[name].shape)}, expected {list(shape)}"
+            )
         count = math.prod(shape)
         vector[start : start + count] = torch.from_numpy(tensors[name]).flatten()
         start += count

@@ -1,4 +1,4 @@
-"""How processes are started: a fork server with the heavy imports done, never `fork`.
+"""How processes start and end: a fork server with the heavy imports done, never `fork`.
 
 Forking a process that has used torch hangs the child (its thread pools do not survive), so the
 server only imports. `spawn` stands in where there is no fork server.
@@ -6,9 +6,14 @@ server only imports. `spawn` stands in where there is no fork server.
 
 import multiprocessing
 import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Any
 
 PRELOADED = ("async_dqn.worker", "async_dqn.evaluator")
 
@@ -38,3 +43,58 @@ def preload(modules: list[str]) -> None:
 
 def _has_fork_server() -> bool:
     return "forkserver" in multiprocessing.get_all_start_methods()
+
+
+@dataclass
+class Child:
+    """A worker or the evaluator over all its incarnations."""
+
+    role: str
+    index: int  # of its slot
+    incarnation: int = -1
+    process: Any = None
+    pipe: Connection | None = None
+    cause: str = ""  # what it said before it died
+    failures: int = 0
+    steps_at_start: int = 0
+    revive_at: float | None = None  # monotonic seconds
+    retired: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a process, running or not yet reaped."""
+        return self.process is not None
+
+    @property
+    def name(self) -> str:
+        """Such as "worker 3"; there is one evaluator."""
+        return f"worker {self.index}" if self.role == "worker" else self.role
+
+    def start(self, target: Callable[..., None], arguments: tuple, child_end: Connection) -> None:
+        """Start the next incarnation; main thread only (the parent-death signal follows it)."""
+        self.process = context().Process(target=target, args=arguments, name=self.name)
+        # A Ctrl-C must not reach the child before it ignores it.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        child_end.close()  # with our copy open the end of the pipe would never be seen
+
+    def reap(self) -> int:
+        """Collect the dead process; return its exit code."""
+        self.process.join()
+        code = self.process.exitcode
+        self.process.close()
+        self.pipe.close()
+        self.process = self.pipe = None
+        return code
+
+    def kill(self, number: signal.Signals) -> None:
+        """Send a signal to the child's process group, which holds what its environment started."""
+        if not self.alive:
+            return
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:  # not yet in its own group, or gone
+            self.process.kill() if number == signal.SIGKILL else self.process.terminate()

@@ -5,20 +5,15 @@ checkpoints and the result. Only the trainer process has one.
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
-from async_dqn.checkpoint import Checkpoint, Tensors
 from async_dqn import checkpoint as checkpoints
+from async_dqn.checkpoint import Checkpoint, Tensors
 from async_dqn.config import UserError
 from async_dqn.evaluator import Evaluation
-from async_dqn.exploration import anneal
-from async_dqn.learner import Statistics
 from async_dqn.memory import SharedBlock
 from async_dqn.parameters import (
     CPU_NS,
@@ -34,10 +29,10 @@ from async_dqn.parameters import (
     sections,
 )
 from async_dqn.recorder import Recorder
+from async_dqn.reports import Callback, Reporter
 from async_dqn.run_folder import RunFolder
 from async_dqn.task import Task
 
-REPORT_SECONDS = 1.0
 # Counters that cumulate over the sessions of a run, by their names in state.json.
 TOTALS = {
     "steps": STEPS,
@@ -59,7 +54,7 @@ class Run:
         folder: RunFolder,
         recorder: Recorder,
         checkpoint: Checkpoint | None = None,
-        callback: Callable[[Mapping[str, float]], bool | None] | None = None,
+        callback: Callback | None = None,
     ):
         torch.manual_seed(task.config.run.seed)
         self.task, self.folder, self.recorder = task, folder, recorder
@@ -73,8 +68,6 @@ class Run:
         self.final: Evaluation | None = None
         self.reached: Evaluation | None = None
         self.threshold_at: tuple[float, int] | None = None  # (seconds, step)
-        self.callback = callback
-        self.stopped_by_callback = False
         self.startup_s: float | None = None
         self.restarts = 0
         self.first_incarnation = 0
@@ -84,23 +77,18 @@ class Run:
             self.store.sync_target(0)
         else:
             self._restore(checkpoint)
-        self.first_step = self.reported_step = self.store.steps
+        self.reporter = Reporter(task, self.store, recorder, callback)
         self._first_update = self.store.updates
-        self.steps_per_second = 0.0
-        self._statistics = Statistics()
-        self._episodes: deque[tuple[float, int]] = deque(maxlen=100)
-        self._reported = (time.monotonic(), *self._counts())
-        self._saved = self.first_step // task.config.run.checkpoint_every
+        self._saved = self.store.steps // task.config.run.checkpoint_every
 
     # What the loop of a mode calls
 
     def turn(self) -> None:
         """Whatever is due: a report, a checkpoint."""
-        now, steps = time.monotonic(), self.store.steps
         if self.startup_s is None and self.store.updates > self._first_update:
             self.startup_s = self.recorder.session_s
-        if now - self._reported[0] >= REPORT_SECONDS:
-            self._report(now, steps)
+        if self.reporter.due():
+            self.reporter.report(self.cpu_s, self.restarts)
         if self.checkpoint_due():
             self.checkpoint(("latest",))
 
@@ -109,11 +97,6 @@ class Run:
         quotient = self.store.steps // self.task.config.run.checkpoint_every
         due, self._saved = quotient > self._saved, quotient
         return due
-
-    def add_training(self, record: dict[str, Any]) -> None:
-        """Take in what one worker did: sums over its updates, and its finished episodes."""
-        self._episodes.extend(map(tuple, record["episodes"]))
-        self._statistics.merge(record)
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Write down a score; keep the parameters that made it if they are the best."""
@@ -156,7 +139,7 @@ class Run:
             self.final = self.reached
             status = status or THRESHOLD
         status = status or DONE
-        self._report(time.monotonic(), self.store.steps)
+        self.reporter.report(self.cpu_s, self.restarts)
         self.checkpoint(("latest",))
         self.recorder.event("stop", role="supervisor", cause=cause or status)
         self.recorder.result(self._result(status))
@@ -177,7 +160,7 @@ class Run:
                 self.folder.checkpoints,
                 step,
                 self._tensors(self.store.theta if model is None else model),
-                self._state(),
+                self._state(step),
                 marks,
                 self.task.config.run.keep_checkpoints,
                 replace=True,
@@ -195,15 +178,13 @@ class Run:
         return {
             "model": named_tensors(net, model),
             "target": named_tensors(net, target),
-            "optimizer": {
-                f"row_{k}": row.numpy().copy() for k, row in enumerate(self.store.state)
-            },
+            "optimizer": {f"row_{k}": row.numpy().copy() for k, row in enumerate(self.store.state)},
         }
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, step: int) -> dict[str, Any]:
         """All that a resumed run needs beside the tensors."""
         totals = {name: self.store.total(word) for name, word in TOTALS.items()}
-        totals["cpu_ns"] = int(self.cpu_s * 1e9)
+        totals |= {"steps": step, "cpu_ns": int(self.cpu_s * 1e9)}
         incarnation = self.first_incarnation + 1 + self.restarts
         return {
             **totals,
@@ -241,52 +222,6 @@ class Run:
         self.first_incarnation = state["next_incarnation"]
         if state["threshold_at"] is not None:
             self.threshold_at = tuple(state["threshold_at"])
-
-    # Reports
-
-    def _counts(self) -> tuple[int, int, list[int]]:
-        workers = self.block["slots"][: self.task.config.parallel.workers, STEPS]
-        return self.store.steps, self.store.updates, workers.tolist()
-
-    def _report(self, now: float, steps: int) -> None:
-        """One row of metrics.csv and TensorBoard over the time since the last one."""
-        then, old_steps, old_updates, old_workers = self._reported
-        steps, updates, workers = self._counts()
-        self._reported = (now, steps, updates, workers)
-        seconds = max(now - then, 1e-9)
-        self.steps_per_second = (steps - old_steps) / seconds
-        if steps > self.reported_step:  # never two rows for one step
-            self.reported_step = steps
-            tags = self._tags(steps, (updates - old_updates) / seconds)
-            fps = [(new - old) / seconds for new, old in zip(workers, old_workers)]
-            self.recorder.report(steps, self.recorder.wall_s, self.cpu_s, tags, fps)
-            if self.callback is not None and self.callback({"step": steps, **tags}) is False:
-                self.stopped_by_callback = True
-        self.recorder.progress(steps, self.task.config.run.steps, self.steps_per_second)
-
-    def _tags(self, steps: int, updates_per_second: float) -> dict[str, float]:
-        statistics, self._statistics = self._statistics, Statistics()
-        scores = [score for score, _ in self._episodes]
-        lengths = [length for _, length in self._episodes]
-        exploration = self.task.config.exploration
-        finals = np.concatenate(
-            [self.task.final_epsilons(w) for w in range(self.task.config.parallel.workers)]
-        )
-        epsilon = anneal(finals, exploration.epsilon_start, exploration.epsilon_steps, steps)
-        tags = {
-            "rollout/exploration_rate": float(epsilon.mean()),
-            "time/fps": self.steps_per_second,
-            "time/updates_per_second": updates_per_second,
-            "train/learning_rate": self.task.learning_rate(steps),
-            "async/target_lag_steps": steps - self.store.target.step,
-            "async/restarts": self.restarts,
-            "async/skipped_updates": self.store.total(SKIPPED),
-            **statistics.means(),
-        }
-        if scores:
-            tags["rollout/ep_rew_mean"] = float(np.mean(scores))
-            tags["rollout/ep_len_mean"] = float(np.mean(lengths))
-        return tags
 
     def _result(self, status: str) -> dict[str, Any]:
         seconds, step = self.threshold_at or (None, None)

@@ -36,7 +36,7 @@ class SerialTrainer:
             self._reset()
             while not self._over():
                 self._round()
-            if self.signals.received is not None or self.run_.stopped_by_callback:
+            if self.signals.received is not None or self.run_.reporter.stop_wanted:
                 self.run_.finish(STOPPED)
                 return self.signals.exit_code
             if not self.run_.reached:
@@ -48,7 +48,7 @@ class SerialTrainer:
         return bool(
             self.signals.received
             or self.run_.reached
-            or self.run_.stopped_by_callback
+            or self.run_.reporter.stop_wanted
             or self.store.steps >= self.budget
         )
 
@@ -59,9 +59,12 @@ class SerialTrainer:
             step = self.store.steps
             if step < self.budget and self.signals.received is None:
                 learner.update(self.budget - step)
-                if self.sync_steps and self.store.steps // self.sync_steps > step // self.sync_steps:
+                if (
+                    self.sync_steps
+                    and self.store.steps // self.sync_steps > step // self.sync_steps
+                ):
                     self.store.sync_target(self.store.steps)
-                self.run_.add_training(learner.record())
+                self.run_.reporter.add(learner.record())
                 learner.clear()
         steps = self.store.steps
         if before // self.eval_every < steps // self.eval_every and steps < self.budget:

@@ -9,13 +9,13 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from typing import Any
 
 from async_dqn import processes
 from async_dqn.child import Lifeline, receive
 from async_dqn.evaluator import Evaluation, run_evaluator
+from async_dqn.leases import grant
 from async_dqn.parameters import (
     ACKNOWLEDGED,
     EVALUATOR_ORDER,
@@ -24,9 +24,9 @@ from async_dqn.parameters import (
     PHASES,
     QUIT,
     STEPS,
-    UPDATES,
     WORKERS_STOP,
 )
+from async_dqn.processes import Child
 from async_dqn.run import STOPPED, Run
 from async_dqn.signals import StopSignals
 from async_dqn.task import ChildStart
@@ -39,27 +39,6 @@ PROGRESS_STEPS = 1000
 STOPPED_RESUMABLE = 75
 
 
-@dataclass
-class Child:
-    """A worker or the evaluator over all its incarnations."""
-
-    role: str
-    index: int  # of its slot
-    incarnation: int = -1
-    process: Any = None
-    pipe: connection.Connection | None = None
-    cause: str = ""  # what it said before it died
-    failures: int = 0
-    steps_at_start: int = 0
-    revive_at: float | None = None  # monotonic seconds
-    retired: bool = False
-    records: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def alive(self) -> bool:
-        return self.process is not None
-
-
 class Supervisor:
     """Runs one training run in processes; `run()` returns the exit code."""
 
@@ -69,9 +48,7 @@ class Supervisor:
         parallel = run.task.config.parallel
         self.workers = [Child("worker", w) for w in range(parallel.workers)]
         self.evaluator = Child("evaluator", parallel.workers)
-        self.context = processes.context()
         self.budget = run.task.config.run.steps
-        self.vector_steps = parallel.envs_per_worker
         self.rollout_steps = parallel.envs_per_worker * parallel.rollout_length
         self.lifeline = Lifeline.here()
 
@@ -101,7 +78,7 @@ class Supervisor:
         if self.signals.received is not None:
             self.run_.finish(STOPPED)
             return self.signals.exit_code
-        if self.run_.stopped_by_callback:
+        if self.run_.reporter.stop_wanted:
             self.run_.finish(STOPPED)
             return 0
         if self.store.steps < self.budget and not self.run_.reached:
@@ -114,7 +91,7 @@ class Supervisor:
         return (
             self._interrupted()
             or self.run_.reached
-            or self.run_.stopped_by_callback
+            or self.run_.reporter.stop_wanted
             or self.store.steps >= self.budget
             or all(worker.retired for worker in self.workers)
         )
@@ -138,8 +115,7 @@ class Supervisor:
         child.incarnation += 1
         child.steps_at_start = int(self.store.slots[child.index, STEPS])
         child.cause, child.revive_at = "", None
-        child.pipe, child_end = self.context.Pipe(duplex=False)
-        name = f"{child.role} {child.index}" if child.role == "worker" else child.role
+        child.pipe, child_end = processes.context().Pipe(duplex=False)
         start = ChildStart(
             task=self.run_.task,
             block=self.block,
@@ -147,32 +123,21 @@ class Supervisor:
             pipe=child_end,
             index=child.index,
             incarnation=self.run_.first_incarnation + child.incarnation,
-            title=f"async-dqn {name} {self.run_.folder.name}",
-            log=self.run_.folder.logs / f"{name.replace(' ', '-')}.log",
+            title=f"async-dqn {child.name} {self.run_.folder.name}",
+            log=self.run_.folder.logs / f"{child.name.replace(' ', '-')}.log",
         )
         target, arguments = run_worker, (start,)
         if child is self.evaluator:
             target, arguments = run_evaluator, (start, self.run_.best)
-        child.process = self.context.Process(target=target, args=arguments, name=name)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            child.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        child_end.close()  # with our copy open the end of the pipe would never be seen
+        child.start(target, arguments, child_end)
         event = "restart" if child.incarnation else "start"
         self._event(event, child, pid=child.process.pid)
         self.run_.restarts += bool(child.incarnation)
 
     def _reap(self, child: Child) -> int:
-        """Collect a dead child; return its exit code."""
+        """Collect a dead child and its last records; return its exit code."""
         self._drain(child)
-        child.process.join()
-        code = child.process.exitcode
-        child.process.close()
-        child.pipe.close()
-        child.process = child.pipe = None
-        return code
+        return child.reap()
 
     def _bury(self, child: Child) -> None:
         """A child died before its time: say why, and restart it after a pause."""
@@ -184,16 +149,17 @@ class Supervisor:
         progress = int(self.store.slots[child.index, STEPS]) - child.steps_at_start
         child.failures = 1 if progress >= PROGRESS_STEPS else child.failures + 1
         self._event("death", child, pid=pid, cause=f"{child.cause} ({how} in {phase})")
-        name = f"{child.role} {child.index}" if child.role == "worker" else child.role
         if child.failures > MAX_FAILURES:
             child.retired = True
             if child.role == "worker":  # its lease goes back: the steps it will never take
                 self.block["limits"][child.index] = self.store.slots[child.index, STEPS]
-            self.run_.recorder.warn(f"{name} failed {child.failures} times, given up ({child.cause})")
+            self.run_.recorder.warn(
+                f"{child.name} failed {child.failures} times, given up ({child.cause})"
+            )
             return
         pause = 0.0 if child.failures == 1 else min(10.0, 0.025 * 2**child.failures)
         child.revive_at = time.monotonic() + pause
-        self.run_.recorder.warn(f"{name} died ({child.cause}), restarting")
+        self.run_.recorder.warn(f"{child.name} died ({child.cause}), restarting")
 
     # The loop
 
@@ -206,11 +172,10 @@ class Supervisor:
         self.run_.turn()
 
     def _tick(self) -> float:
-        """Short before the first update and near the end of the budget, where leases are short."""
-        close = self.budget - self.store.steps < 0.2 * self.run_.steps_per_second
-        if close or self.run_.startup_s is None:
-            return SHORT_TICK_SECONDS
-        return TICK_SECONDS
+        """Short while the speed is not known and near the end of the budget: short leases."""
+        reporter = self.run_.reporter
+        close = self.budget - self.store.steps < reporter.steps_per_second
+        return SHORT_TICK_SECONDS if close or reporter.worker_speeds is None else TICK_SECONDS
 
     def _wait(self, seconds: float, bury: bool = True) -> None:
         """Sleep until something happens; read records, and bury the dead."""
@@ -239,24 +204,18 @@ class Supervisor:
         if kind == "failure":
             child.cause = record["cause"]
         elif kind == "training":
-            self.run_.add_training(record)
+            self.run_.reporter.add(record)
         elif kind == "evaluation":
             evaluation = Evaluation(**record)
             self.run_.add_evaluation(evaluation)
             self.store.control[ACKNOWLEDGED] = evaluation.sequence
 
     def _grant(self) -> None:
-        """Lease steps: nobody waits for a slower worker, and the total is met exactly."""
-        limits = self.block["limits"]
-        base = int(self.store.slots[-1, STEPS])
-        for worker in self.workers:
-            remaining = self.budget - base - int(limits.sum())
-            if remaining <= 0 or worker.retired:
-                continue
-            chunk = max(self.rollout_steps, remaining // (4 * len(self.workers)))
-            if limits[worker.index] - self.store.slots[worker.index, STEPS] < chunk / 2:
-                whole = -(-chunk // self.vector_steps) * self.vector_steps
-                limits[worker.index] += min(remaining, whole)
+        counted = self.store.slots[: len(self.workers), STEPS]
+        budget = self.budget - int(self.store.slots[-1, STEPS])
+        speeds = self.run_.reporter.worker_speeds
+        retired = [worker.index for worker in self.workers if worker.retired]
+        grant(self.block["limits"], counted, budget, self.rollout_steps, speeds, retired)
 
     # The end
 
@@ -274,7 +233,7 @@ class Supervisor:
             for child in children:
                 child.revive_at = None
                 if number is not None:
-                    self._kill(child, number)
+                    child.kill(number)
             deadline = time.monotonic() + GRACE_SECONDS
             while any(c.alive for c in children) and time.monotonic() < deadline:
                 self._wait(SHORT_TICK_SECONDS, bury=False)
@@ -290,16 +249,9 @@ class Supervisor:
                 self._start(self.evaluator)
             self.run_.turn()
 
-    def _kill(self, child: Child, number: int) -> None:
-        if child.alive:
-            try:
-                os.killpg(child.process.pid, number)
-            except ProcessLookupError:  # not yet in its own group, or gone
-                child.process.kill() if number == signal.SIGKILL else child.process.terminate()
-
     def _kill_all(self) -> None:
         for child in self.children:
-            self._kill(child, signal.SIGKILL)
+            child.kill(signal.SIGKILL)
 
     def _event(self, event: str, child: Child, **extra: Any) -> None:
         self.run_.recorder.event(event, role=child.role, index=child.index, **extra)

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 FIXED = ("environment.env", "environment.env_arg", "optimizer.optimizer")
 FIXED_SECTIONS = ("network",)
 # Settings of one session, never taken from the run that is resumed.
-PER_SESSION = ("run.resume", "run.runs_dir", "run.run_name", "run.quiet", "environment.import_modules")
+PER_SESSION = (
+    "run.resume",
+    "run.runs_dir",
+    "run.run_name",
+    "run.quiet",
+    "environment.import_modules",
+)
 
 Callback = Callable[[Mapping[str, float]], bool | None]
 
@@ -196,7 +202,6 @@ def _change(name: str, old: Any, new: Any) -> str:
     if name in FIXED or section in FIXED_SECTIONS:
         option = "--" + setting.replace("_", "-")
         raise UserError(
-            f"checkpoint does not match: {setting} {old} vs {new}; "
-            f"start a new run or drop {option}"
+            f"checkpoint does not match: {setting} {old} vs {new}; start a new run or drop {option}"
         )
     return f"{setting} changed from {old} to {new}"

@@ -9,7 +9,6 @@ from async_dqn.child import RecordPipe, enter_child, report_failure
 from async_dqn.learner import Learner
 from async_dqn.parameters import (
     CPU_NS,
-    CPU_NS,
     HEARTBEAT_NS,
     INCARNATION,
     PHASE,

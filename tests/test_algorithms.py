@@ -327,9 +327,7 @@ def test_a_next_step_dummy_has_no_influence_on_the_gradient(lam: float, terminat
 
 def test_act_is_greedy_in_the_networks_q_values_at_epsilon_0() -> None:
     output = QOutput(torch.tensor([[0.0, 1.0], [3.0, 2.0]]))
-    actions, greedy = QLearning(0.0).act(
-        output, np.zeros(2, np.float32), np.random.default_rng(0)
-    )
+    actions, greedy = QLearning(0.0).act(output, np.zeros(2, np.float32), np.random.default_rng(0))
     assert actions.tolist() == [1, 0] and greedy.all()
 
 

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import SMALL, Trainer, is_alive, wait_gone
 
 from async_dqn import checkpoint
+from runs import SMALL, Trainer, is_alive, wait_gone
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ class Spawning:
         self.descriptors.append(descriptor)
         return descriptor
 
-    def DupFd(self, descriptor: int) -> int:  # noqa: N802 (the name multiprocessing asks for)
+    def DupFd(self, descriptor: int) -> int:
         return descriptor
 
 
@@ -177,7 +177,7 @@ def test_the_block_can_neither_shrink_nor_grow() -> None:
 )
 def test_a_block_of_another_layout_is_refused(other: Section) -> None:
     block = SharedBlock((Section("a", "int32", (32,)),))
-    with pytest.raises(RuntimeError, match="another (layout|size)"):
+    with pytest.raises(RuntimeError, match=r"another (layout|size)"):
         SharedBlock((other,), os.dup(block.descriptor))
 
 

@@ -1,0 +1,85 @@
+"""The periodic report: what the workers did since the last one, as one row of metrics."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from async_dqn.exploration import anneal
+from async_dqn.learner import Statistics
+from async_dqn.parameters import SKIPPED, STEPS, ParameterStore
+from async_dqn.recorder import Recorder
+from async_dqn.task import Task
+
+REPORT_SECONDS = 1.0
+EPISODES = 100  # in the means of training returns and lengths
+
+Callback = Callable[[Mapping[str, float]], bool | None]
+
+
+class Reporter:
+    """Gathers the workers' records and turns them into metrics.csv, TensorBoard and progress."""
+
+    def __init__(
+        self, task: Task, store: ParameterStore, recorder: Recorder, callback: Callback | None
+    ):
+        self.task, self.store, self.recorder, self.callback = task, store, recorder, callback
+        self.steps_per_second = 0.0
+        self.worker_speeds: list[float] | None = None  # steps/s, None before the first steps
+        self.stop_wanted = False  # by the callback
+        self._statistics = Statistics()
+        self._episodes: deque[tuple[float, int]] = deque(maxlen=EPISODES)
+        self._last = (time.monotonic(), *self._counts())
+        self._reported_step = self.store.steps
+        workers = range(task.config.parallel.workers)
+        self._finals = np.concatenate([task.final_epsilons(worker) for worker in workers])
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take in what one worker did: sums over its updates, and its finished episodes."""
+        self._episodes.extend(map(tuple, record["episodes"]))
+        self._statistics.merge(record)
+
+    def due(self) -> bool:
+        """Whether a second has passed since the last report."""
+        return time.monotonic() - self._last[0] >= REPORT_SECONDS
+
+    def report(self, cpu_s: float, restarts: int) -> None:
+        """Write one row over the time since the last one; never two rows for one step."""
+        then, old_steps, old_updates, old_workers = self._last
+        now, steps, updates, workers = self._last = (time.monotonic(), *self._counts())
+        seconds = max(now - then, 1e-9)
+        self.steps_per_second = (steps - old_steps) / seconds
+        if steps > self._reported_step:
+            self._reported_step = steps
+            tags = self._tags(steps, (updates - old_updates) / seconds, restarts)
+            speeds = [(new - old) / seconds for new, old in zip(workers, old_workers)]
+            self.recorder.report(steps, self.recorder.wall_s, cpu_s, tags, speeds)
+            self.worker_speeds = speeds
+            if self.callback is not None and self.callback({"step": steps, **tags}) is False:
+                self.stop_wanted = True
+        self.recorder.progress(steps, self.task.config.run.steps, self.steps_per_second)
+
+    def _counts(self) -> tuple[int, int, list[int]]:
+        workers = self.store.slots[: self.task.config.parallel.workers, STEPS]
+        return self.store.steps, self.store.updates, workers.tolist()
+
+    def _tags(self, steps: int, updates_per_second: float, restarts: int) -> dict[str, float]:
+        statistics, self._statistics = self._statistics, Statistics()
+        exploration = self.task.config.exploration
+        epsilon = anneal(self._finals, exploration.epsilon_start, exploration.epsilon_steps, steps)
+        tags = {
+            "rollout/exploration_rate": float(epsilon.mean()),
+            "time/fps": self.steps_per_second,
+            "time/updates_per_second": updates_per_second,
+            "train/learning_rate": self.task.learning_rate(steps),
+            "async/target_lag_steps": steps - self.store.target.step,
+            "async/restarts": restarts,
+            "async/skipped_updates": self.store.total(SKIPPED),
+            **statistics.means(),
+        }
+        if self._episodes:
+            scores, lengths = np.mean(self._episodes, axis=0).tolist()
+            tags |= {"rollout/ep_rew_mean": scores, "rollout/ep_len_mean": lengths}
+        return tags

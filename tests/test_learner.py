@@ -1,0 +1,245 @@
+"""The actor-learner on real environments and a real block: what it pushes and what it must not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from scripted_envs import ChainEnv, FaultyEnv, NumberedEnv
+
+from async_dqn import architecture, envs, parameters
+from async_dqn.config import Config
+from async_dqn.env_spec import EnvSpec
+from async_dqn.learner import Learner, Statistics
+from async_dqn.memory import SharedBlock
+from async_dqn.optimizers import Optimizer, SharedAdam
+from async_dqn.parameters import (
+    EPISODES,
+    HEARTBEAT_NS,
+    LEARNING,
+    PHASE,
+    SKIPPED,
+    STEPS,
+    UPDATES,
+    ParameterStore,
+    padded_size,
+)
+from async_dqn.task import Task
+
+SETTINGS = {"workers": 2, "envs_per_worker": 2, "rollout_length": 4, "hidden": (16,)}
+
+
+class Descent:
+    """Plain gradient descent: theta moves by -lr * gradient, so that a test can read it."""
+
+    rows = 0
+
+    def step(self, theta, gradient, state, lr, updates):
+        theta.add_(gradient, alpha=-lr)
+
+
+class Bench:
+    """One learner and its store."""
+
+    def __init__(
+        self,
+        env: str | Callable[..., gymnasium.Env] = ChainEnv,
+        kwargs: dict[str, Any] | None = None,
+        optimizer: Optimizer | None = None,
+        imports: tuple[str, ...] = (),
+        **settings: Any,
+    ):
+        torch.manual_seed(0)
+        self.config = Config.from_flat(SETTINGS | settings)
+        spec = EnvSpec(env, kwargs or {}, imports, 50)
+        info = envs.probe(EnvSpec(ChainEnv) if env is FaultyEnv else spec)
+        structure = architecture.choose(self.config.network, info)
+        self.task = Task(self.config, spec, info, structure)
+        self.optimizer = optimizer or Descent()
+        net = self.task.network()
+        workers = self.config.parallel.workers
+        table = parameters.sections(workers, padded_size(net), self.optimizer.rows)
+        self.block = SharedBlock(table)
+        self.block["multipliers"][:] = 1.0
+        self.store = ParameterStore(self.block, self.optimizer, 0)
+        self.store.theta.copy_(parameters.FlatNetwork(net).vector)
+        self.store.sync_target(0)
+        self.learner = Learner(self.task, self.store, 0)
+        self.learner.reset(0, 0)
+
+    def slot(self, word: int) -> int:
+        return int(self.store.slot[word])
+
+    def update(self, budget: int = 10**6) -> torch.Tensor:
+        """One update; returns how theta moved."""
+        before = self.store.theta.clone()
+        self.learner.update(budget)
+        return self.store.theta - before
+
+
+@pytest.mark.parametrize("sync", [None, 100])
+@pytest.mark.parametrize("algorithm", ["one-step-q", "n-step-q", "q-lambda"])
+def test_an_update_moves_theta_by_the_gradient_of_the_loss_on_its_rollout(algorithm, sync) -> None:
+    bench = Bench(algorithm=algorithm, target_sync_steps=sync, lr=0.5, lr_schedule="constant")
+    rollouts = []
+    collect = bench.learner.collector.collect
+
+    def collect_and_keep(*arguments):
+        rollouts.append(collect(*arguments))
+        return rollouts[-1]
+
+    bench.learner.collector.collect = collect_and_keep
+    for _ in range(3):
+        net, target = (bench.task.network() for _ in range(2))
+        for module, vector in ((net, bench.store.theta), (target, bench.block["target"][1])):
+            torch.nn.utils.vector_to_parameters(
+                torch.as_tensor(vector).clone(), module.parameters()
+            )
+        moved = bench.update()
+        loss, _ = bench.learner.algorithm.loss(net, target if sync else None, rollouts[-1])
+        gradient = torch.autograd.grad(loss, list(net.parameters()))
+        expected = -0.5 * torch.cat([part.flatten() for part in gradient])
+        torch.testing.assert_close(moved[: len(expected)], expected, rtol=1e-3, atol=1e-6)
+        assert moved.any()
+
+
+def test_an_update_counts_steps_updates_and_episodes_in_its_own_slot() -> None:
+    kwargs = {"lengths": (2,), "ends": ("truncated",)}
+    bench = Bench(NumberedEnv, kwargs)
+    for k in range(1, 4):
+        bench.update()
+        assert (bench.slot(STEPS), bench.slot(UPDATES), bench.slot(EPISODES)) == (8 * k, k, 4 * k)
+    assert bench.slot(PHASE) == LEARNING and bench.slot(HEARTBEAT_NS) > 0
+    assert not bench.block["slots"][1:].any()
+    assert (bench.store.steps, bench.store.updates) == (24, 3)
+    record = bench.learner.record()
+    assert record["updates"] == 3 and record["episodes"] == [(2.0, 2)] * 12
+    assert record["staleness"] == 0 and record["grad_norm"] > 0
+    bench.learner.clear()
+    assert bench.learner.record() == {**vars(Statistics()), "episodes": []}
+
+
+def test_the_budget_is_met_to_the_step() -> None:
+    bench = Bench()
+    bench.update(budget=3)
+    assert bench.slot(STEPS) == 3 and bench.slot(UPDATES) == 1
+    bench.update(budget=8)
+    assert bench.slot(STEPS) == 11
+
+
+@pytest.mark.parametrize("optimizer", [Descent(), SharedAdam()])
+def test_a_non_finite_gradient_changes_nothing_but_the_count_of_skipped_updates(optimizer) -> None:
+    kwargs = {"fault": "nan", "at_step": 6}
+    bench = Bench(FaultyEnv, kwargs, optimizer)
+    assert bench.update().any()  # steps 1 to 4 are sound
+    before = [vector.clone() for vector in bench.store.state]
+    assert not bench.update().any()  # step 6 observes nan
+    assert all(map(torch.equal, bench.store.state, before))
+    assert (bench.slot(SKIPPED), bench.slot(UPDATES), bench.slot(STEPS)) == (1, 1, 16)
+    assert bench.update().any() and bench.update().isfinite().all()  # and it goes on
+    assert (bench.slot(SKIPPED), bench.slot(UPDATES)) == (1, 3)
+    assert bench.learner.record()["updates"] == 3
+
+
+@pytest.mark.parametrize(("rewards", "clipped"), [((1e6,), True), ((1e-3,), False)])
+def test_a_push_moves_theta_by_at_most_lr_times_max_grad_norm(rewards, clipped) -> None:
+    bench = Bench(
+        NumberedEnv,
+        {"rewards": rewards, "ends": ("terminated",)},
+        lr=0.25,
+        lr_schedule="constant",
+        max_grad_norm=2.0,
+        target_sync_steps=None,
+    )
+    moved = bench.update().norm().item()
+    norm = bench.learner.record()["grad_norm"]  # reported before clipping
+    assert (norm > 2.0) == clipped
+    assert moved == pytest.approx(0.25 * min(norm, 2.0), rel=1e-3)
+
+
+def test_a_rollout_of_weight_0_alone_pushes_nothing_and_moves_no_moment() -> None:
+    """Episodes of one step in NEXT_STEP mode: every second step is a dummy."""
+    bench = Bench(
+        "Scripted/NumberedNextStep-v0",
+        {"lengths": (1,)},
+        SharedAdam(),
+        ("scripted_ids",),
+        rollout_length=1,
+    )
+    for k in range(1, 5):
+        assert bench.update().any()
+        before = [vector.clone() for vector in bench.store.state]
+        assert not bench.update().any()
+        assert all(map(torch.equal, bench.store.state, before))
+        assert (bench.slot(UPDATES), bench.slot(STEPS), bench.slot(SKIPPED)) == (k, 2 * k, 0)
+
+
+def test_the_learning_rate_falls_to_0_over_the_budget_of_global_steps() -> None:
+    bench = Bench(lr=0.5, lr_schedule="linear", steps=1000)
+    rates = [bench.task.learning_rate(step) for step in (0, 250, 1000, 2000)]
+    assert rates == pytest.approx([0.5, 0.375, 0.0, 0.0])
+    bench.block["slots"][1, STEPS] = 1000  # steps of others count
+    assert not bench.update().any()
+    assert bench.slot(UPDATES) == 1
+
+
+def test_epsilon_follows_the_global_step_and_the_trainers_multiplier() -> None:
+    bench = Bench(exploration="epsilon", epsilon_final=0.1, epsilon_steps=100)
+    np.testing.assert_allclose(bench.learner.epsilon(0), [1.0, 1.0])
+    np.testing.assert_allclose(bench.learner.epsilon(50), [0.55, 0.55])
+    bench.block["multipliers"][1] = 0.5
+    np.testing.assert_allclose(bench.learner.epsilon(50), [0.275, 0.275])
+
+
+def test_a_new_target_is_used_from_the_next_rollout_on() -> None:
+    bench = Bench()
+    bench.update()
+    old = bench.learner.target.vector.clone()
+    bench.store.theta += 1.0
+    bench.store.sync_target(100)
+    assert torch.equal(bench.learner.target.vector, old)
+    bench.update()
+    torch.testing.assert_close(
+        bench.learner.target.vector, torch.as_tensor(bench.block["target"][0])
+    )
+    assert not torch.equal(bench.learner.target.vector, old)
+
+
+def test_the_same_stream_gives_the_same_rollout_and_another_one_does_not() -> None:
+    """Serial mode: everything random follows from the seed and the stream."""
+
+    def actions(*stream: int) -> np.ndarray:
+        bench = Bench(NumberedEnv, {"lengths": (9,)}, lr=1e-9)
+        bench.learner.reset(*stream)
+        for _ in range(5):
+            bench.update()
+        return np.concatenate([env.taken for env in bench.learner.collector.envs.vector.envs])
+
+    np.testing.assert_array_equal(actions(0, 1), actions(0, 1))
+    assert (actions(0, 1) != actions(1, 1)).any() and (actions(0, 1) != actions(0, 2)).any()
+
+
+def test_seeds_of_workers_incarnations_and_evaluation_are_all_different() -> None:
+    task = Bench().task
+    keys = [(branch, w, k) for branch in range(3) for w in range(4) for k in range(3)]
+    seeds = [seed for key in keys for seed in task.seeds(16, *key)]
+    assert len(set(seeds)) == len(seeds)
+    assert task.seeds(16, 0, 1, 2) == task.seeds(16, 0, 1, 2)
+
+
+def test_statistics_are_means_per_update_and_the_largest_staleness() -> None:
+    statistics = Statistics()
+    assert statistics.means() == {}
+    statistics.add(loss=1.0, grad_norm=2.0, q_mean=3.0, staleness=4)
+    other = Statistics()
+    other.add(loss=3.0, grad_norm=4.0, q_mean=5.0, staleness=2)
+    statistics.merge(vars(other))
+    assert statistics.means() == {
+        "train/loss": 2.0,
+        "train/grad_norm": 3.0,
+        "train/q_mean": 4.0,
+        "async/staleness_mean": 3.0,
+        "async/staleness_max": 4,
+    }
