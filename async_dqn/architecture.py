@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from async_dqn.config import NetworkConfig, UserError
+from async_dqn.cores import has_bfloat16
 
 NETWORKS = {
     "mlp": "dense layers (--hidden), for vectors",
@@ -25,6 +26,7 @@ class Architecture:
     hidden: tuple[int, ...]
     layer_norm: bool
     dueling: bool
+    bfloat16: bool = False  # convolutions only
 
 
 def choose(config: NetworkConfig, info) -> Architecture:
@@ -53,6 +55,7 @@ def choose(config: NetworkConfig, info) -> Architecture:
         hidden=tuple(config.hidden),
         layer_norm=True if config.layer_norm is None else config.layer_norm,
         dueling=config.dueling,
+        bfloat16=is_image and config.precision == "bfloat16" and has_bfloat16(),
     )
 
 

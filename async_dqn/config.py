@@ -111,6 +111,11 @@ class NetworkConfig(Section):
     layer_norm: bool | None = setting(
         None, "layer normalisation", default_words="by network", choices={"on": "", "off": ""}
     )
+    precision: str = setting(
+        "float32",
+        "of the convolutions; everything else is float32",
+        choices={"float32": "", "bfloat16": "where the CPU has instructions for it"},
+    )
     dueling: bool = setting(False, "separate streams for state value and advantages")
 
 
@@ -235,14 +240,11 @@ class Config:
     def __post_init__(self) -> None:
         start, final = self.exploration.epsilon_start, self.exploration.epsilon_final
         if final > start:
-            raise UserError(
-                f"--epsilon-final {final:g} is above the starting value {start:g}; "
-                "lower it or raise --epsilon-start"
-            )
+            hint = f"is above the starting value {start:g}; lower it or raise --epsilon-start"
+            raise UserError(f"--epsilon-final {final:g} {hint}")
         if self.algorithm.double and self.optimizer.target_sync_steps is None:
-            raise UserError(
-                "--double needs a target network; give --target-sync-steps N or drop --double"
-            )
+            hint = "give --target-sync-steps N or drop --double"
+            raise UserError(f"--double needs a target network; {hint}")
         if self.run.device != "cpu":
             raise UserError(f"device {show(self.run.device)} is not available (found: cpu)")
         if self.run.run_name is not None:

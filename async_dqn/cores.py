@@ -1,4 +1,4 @@
-"""How many CPU cores this process may really use."""
+"""What this machine's CPU offers: usable cores, instructions for bfloat16."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,12 @@ def usable_cores(root: Path = Path("/")) -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, int(min([float(cores), *_cgroup_quotas(root)])))
+
+
+def has_bfloat16(root: Path = Path("/")) -> bool:
+    """Whether the CPU multiplies bfloat16 natively; elsewhere it is slower than float32."""
+    flags = set(_read_words(root / "proc/cpuinfo"))
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _cgroup_quotas(root: Path) -> list[float]:

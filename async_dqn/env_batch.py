@@ -91,6 +91,9 @@ class EnvBatch:
             finals,
         )
 
+    def leave_out(self, row: int) -> None:
+        """This row is of no interest until the next reset: skip it where that saves time."""
+
     def close(self) -> None:
         """Free the environments; safe to call twice."""
         self.vector.close()
@@ -116,6 +119,9 @@ class LoopBatch(EnvBatch):
 
     def _seed(self, seeds: list[int]) -> list[int]:
         return [seed % SEED_LIMIT for seed in seeds]
+
+    def leave_out(self, row: int) -> None:
+        self.vector.leave_out(row)
 
 
 class AtariBatch(EnvBatch):
@@ -164,6 +170,7 @@ class LoopVectorEnv(VectorEnv):
         self._first_action = int(actions.start)
         self._limit = limit
         self._elapsed = [0] * self.num_envs
+        self._playing = dict(enumerate(self.envs))
         self._observations = np.zeros((self.num_envs, *layout.shape), layout.dtype)
         self._finals = np.zeros_like(self._observations)
         self._write = row_writer(space, self._observations)
@@ -175,17 +182,22 @@ class LoopVectorEnv(VectorEnv):
             observation, _ = env.reset(seed=seed[row] if seed is not None else None)
             self._write(row, observation)
         self._elapsed = [0] * self.num_envs
+        self._playing = dict(enumerate(self.envs))
         return self._observations, {}
+
+    def leave_out(self, row: int) -> None:
+        """Step this environment no more until the next reset; its row keeps what it holds."""
+        del self._playing[row]
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step all; `final_obs` is dense, valid in the rows of the mask `_final_obs`."""
-        rewards = np.empty(self.num_envs)
+        rewards = np.zeros(self.num_envs)
         terminations, truncations = np.zeros((2, self.num_envs), np.bool_)
         elapsed, limit, write = self._elapsed, self._limit, self._write
         chosen = (actions + self._first_action).tolist() if self._first_action else actions.tolist()
-        for row, env in enumerate(self.envs):
+        for row, env in self._playing.items():
             observation, rewards[row], terminated, truncated, _ = env.step(chosen[row])
             elapsed[row] += 1
             if terminated or truncated or elapsed[row] >= limit:

@@ -38,9 +38,9 @@ from async_dqn.task import CONFIRMATION, SCREENING, ChildStart, Task
 SCREENING_EPISODES = 10
 LOOPED_ENVS, BATCHED_ENVS = 20, 100  # at once
 MIN_EPISODES_TO_ABANDON = 20
-# An evaluation starts only while the evaluator's CPU time is below this share of the run's, or
-# below the same share of the first hundred CPU seconds.
-CPU_SHARE, CPU_SECONDS_FLOOR = 0.045, 100.0
+# An evaluation starts only while the evaluator's CPU time is below this share of the run's plus
+# these seconds. While a threshold is wanted, a mere best score is confirmed only below a third.
+CPU_SHARE, CPU_SECONDS = 0.045, 1.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ class Player:
                 if left[row]:
                     finished.append((float(score[row]), int(length[row])))
                     left[row] -= 1
+                    if not left[row]:
+                        envs.leave_out(int(row))
                 score[row], length[row] = 0.0, 0
             yield finished
 
@@ -119,7 +121,7 @@ class Evaluator:
         scores = []
         if not final:
             scores = yield from _last(self.player.play(SCREENING_EPISODES, SCREENING))
-            if _mean(scores) < self.goal:
+            if not self._worth_confirming(_mean(scores)):
                 return _summary(stamp, scores, confirmed=False)
         goal = -math.inf if final else self.goal
         confirmed = yield from self._confirm(episodes, goal)
@@ -130,22 +132,36 @@ class Evaluator:
 
     @property
     def goal(self) -> float:
-        """What screening episodes must reach to be worth a confirmation."""
+        """Below this a confirmation is hopeless."""
+        return min(self.best, self.threshold)
+
+    @property
+    def threshold(self) -> float:
+        """`--stop-at-return`; infinite without."""
         threshold = self.task.config.evaluation.stop_at_return
-        return self.best if threshold is None else min(self.best, threshold)
+        return math.inf if threshold is None else threshold
+
+    def affordable(self, part: float = 1.0) -> bool:
+        """Whether the evaluator has used less than `part` of the CPU time it may take."""
+        allowed = CPU_SHARE * self.store.total(CPU_NS) + CPU_SECONDS * 1e9
+        return self.store.slot[CPU_NS] <= part * allowed
+
+    def _worth_confirming(self, mean: float) -> bool:
+        if mean >= self.threshold:
+            return True
+        return mean >= self.best and (self.threshold == math.inf or self.affordable(1 / 3))
 
     def reaches_threshold(self, evaluation: Evaluation) -> bool:
         """Whether this evaluation ends the run."""
-        threshold = self.task.config.evaluation.stop_at_return
-        return threshold is not None and evaluation.confirmed and evaluation.mean >= threshold
+        return evaluation.confirmed and evaluation.mean >= self.threshold
 
     def _confirm(self, episodes: int, goal: float):
-        """Play the confirming episodes; stop three standard errors below the goal."""
+        """Play the confirming episodes; stop two standard errors below the goal."""
         scores: Sequence[tuple[float, int]] = []
         for scores in self.player.play(episodes, CONFIRMATION):
             if len(scores) >= MIN_EPISODES_TO_ABANDON:
                 values = [score for score, _ in scores]
-                if np.mean(values) + 3 * np.std(values) / math.sqrt(len(values)) < goal:
+                if np.mean(values) + 2 * np.std(values) / math.sqrt(len(values)) < goal:
                     break
             yield
         return scores
@@ -250,8 +266,7 @@ class EvaluatorLoop:
         quotient = self._quotient(step, self.eval_every)
         if quotient <= self.evaluated or step >= self.budget:  # the end has its own evaluation
             return False
-        total = max(self.store.total(CPU_NS), int(CPU_SECONDS_FLOOR * 1e9))
-        if self.slot[CPU_NS] > CPU_SHARE * total:
+        if not self.evaluator.affordable():
             return False
         self.evaluated = quotient
         return True

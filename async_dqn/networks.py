@@ -58,11 +58,25 @@ class QNetwork(nn.Module):
         self.head = head(features, architecture.num_actions)
 
     def forward(self, obs: torch.Tensor, state: tuple | None = None) -> tuple[QOutput, None]:
-        if obs.dtype != torch.float32:
-            obs = obs.float()
-        if self.scale != 1.0:
+        # One pass: multiplying bytes by a float also converts them.
+        if self.scale != 1.0 or obs.dtype != torch.float32:
             obs = obs * self.scale
         return self.head(self.torso(obs)), state
+
+
+class Convolutions(nn.Sequential):
+    """Convolution layers, in bfloat16 if asked; the features that come out are float32.
+
+    Only here: small differences of Q-values do not survive bfloat16 in the last layers.
+    """
+
+    def __init__(self, bfloat16: bool, *layers: nn.Module):
+        super().__init__(*layers)
+        self.bfloat16 = bfloat16
+
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            return super().forward(planes).float()
 
 
 # Convolution stacks: (channels, kernel, stride) per layer and the width of the dense layer.
@@ -100,9 +114,9 @@ def _conv(architecture: Architecture, stack, dense: int) -> tuple[nn.Sequential,
         layers.append(nn.ReLU())
         channels = out
         height, width = (1 + (side - kernel) // stride for side in (height, width))
-    layers.append(nn.Flatten())
-    layers += [*_dense(channels * height * width, dense, architecture.layer_norm), nn.ReLU()]
-    return nn.Sequential(*layers), dense
+    convolutions = Convolutions(architecture.bfloat16, *layers, nn.Flatten())
+    layers = _dense(channels * height * width, dense, architecture.layer_norm)
+    return nn.Sequential(convolutions, *layers, nn.ReLU()), dense
 
 
 def _halving_stack(shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
