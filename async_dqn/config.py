@@ -240,8 +240,7 @@ class Config:
     def __post_init__(self) -> None:
         start, final = self.exploration.epsilon_start, self.exploration.epsilon_final
         if final > start:
-            hint = f"is above the starting value {start:g}; lower it or raise --epsilon-start"
-            raise UserError(f"--epsilon-final {final:g} {hint}")
+            raise UserError(f"--epsilon-final {final:g} is above the starting value {start:g}")
         if self.algorithm.double and self.optimizer.target_sync_steps is None:
             hint = "give --target-sync-steps N or drop --double"
             raise UserError(f"--double needs a target network; {hint}")

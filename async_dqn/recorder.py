@@ -259,6 +259,17 @@ class Recorder:
         self.drops.attempt(replace_file, self._folder / name, f"{text}\n".encode())
 
 
+def _closing_line(result: Mapping[str, Any]) -> str:
+    """Such as "threshold reached after 4.1 s and 78,822 steps: final score 500.0, best 500.0"."""
+    scores = [
+        f"{name} score {result[key]:.1f}"
+        for name, key in (("final", "final_mean"), ("best", "best_mean"))
+        if result[key] is not None
+    ]
+    ended = f"{result['status']} after {result['wall_s']:.1f} s and {result['steps'] or 0:,} steps"
+    return f"{ended}: {', '.join(scores) or 'no score'}"
+
+
 def git_revision() -> str | None:
     """The commit this program runs from; None unless it runs from a checkout."""
     root = Path(async_dqn.__file__).resolve().parents[1]

@@ -59,7 +59,12 @@ class Reporter:
             self.worker_speeds = speeds
             if self.callback is not None and self.callback({"step": steps, **tags}) is False:
                 self.stop_wanted = True
-        self.recorder.progress(steps, self.task.config.run.steps, self.steps_per_second)
+        self.progress()
+
+    def progress(self) -> None:
+        """Show how far the run is now."""
+        budget = self.task.config.run.steps
+        self.recorder.progress(self.store.steps, budget, self.steps_per_second)
 
     def _counts(self) -> tuple[int, int, list[int]]:
         workers = self.store.slots[: self.task.config.parallel.workers, STEPS]

@@ -101,6 +101,7 @@ class Run:
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Write down a score; keep the parameters that made it if they are the best."""
         wall_s = self.recorder.wall_s
+        self.reporter.progress()
         self.recorder.evaluation(evaluation, wall_s, self.cpu_s)
         if evaluation.final:
             self.final = evaluation
@@ -131,6 +132,11 @@ class Run:
     def cpu_s(self) -> float:
         """CPU seconds of all processes of the run, over all its sessions."""
         return self.store.total(CPU_NS) / 1e9 + time.process_time() - self.recorder.cpu_started
+
+    @property
+    def evaluator_cpu_s(self) -> float:
+        """CPU seconds of the evaluator process, in this session."""
+        return float(self.store.slots[self.task.config.parallel.workers, CPU_NS]) / 1e9
 
     def finish(self, status: str | None = None, cause: str | None = None) -> None:
         """After the workers stopped: final checkpoint, last report, result.json."""
@@ -190,6 +196,7 @@ class Run:
             **totals,
             "target_step": self.store.target.step,
             "target_refreshes": self.target_refreshes,
+            "evaluator_cpu_s": self.evaluator_cpu_s,
             "restarts": self.restarts,
             "next_incarnation": incarnation,
             "wall_s": self.recorder.wall_s,

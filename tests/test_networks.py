@@ -1,5 +1,6 @@
 """Every network: shapes, raw observations, heads, and no state that workers could tear."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -105,7 +106,7 @@ def test_layers_are_those_of_the_papers() -> None:
         layers = QNetwork(architecture(name)).torso
         return [
             (layer.out_channels, layer.kernel_size[0], layer.stride[0])
-            for layer in layers
+            for layer in layers.modules()
             if isinstance(layer, nn.Conv2d)
         ]
 
@@ -155,3 +156,16 @@ def test_an_image_too_small_for_nature_is_one_clear_line() -> None:
 def test_a_network_for_the_other_kind_of_observation_is_refused(name, shape) -> None:
     with pytest.raises(UserError, match=f"the {name} network does not fit .*; drop --network"):
         choose(NetworkConfig(network=name), info(shape))
+
+
+def test_bfloat16_is_for_convolutions_only() -> None:
+    plain = dataclasses.replace(architecture("nips"), bfloat16=False)
+    nets = [QNetwork(dataclasses.replace(plain, bfloat16=flag)) for flag in (False, True)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    obs = torch.randint(0, 256, (4, *plain.observation_shape), dtype=torch.uint8)
+    exact, rounded = (net(obs)[0].q_values for net in nets)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=2e-3)
+    rounded.sum().backward()
+    assert all(p.grad.dtype == p.dtype == torch.float32 for p in nets[1].parameters())

@@ -13,8 +13,8 @@ PACKAGE = Path(async_dqn.__file__).parent
 # modules may import each other; the package itself (its version) may be imported by all.
 FLOORS = (
     # stand alone
-    "settings cores returns exploration leases",
-    "rollout optimizers memory child processes durable progress",
+    "settings cores returns exploration leases rollout optimizers memory child processes durable"
+    " progress",
     "config parameters metrics",
     # what the settings mean
     "architecture spaces env_spec options presets signals run_folder checkpoint_format",

@@ -1,0 +1,155 @@
+"""Scores over seeds from the command line a user types, as a Markdown table.
+
+    python -m benchmarks.scores cartpole lunarlander    # or acrobot, minatar, pong; one at a time
+
+Every seed is a run of `launch.py` with a preset and nothing else on the machine; what is written
+down is its result.json, failed seeds included. Tables go to benchmarks/results/.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+class Benchmark(NamedTuple):
+    """A command line, its seeds, and which number of result.json decides."""
+
+    options: str
+    seeds: range
+    goal: str
+    succeeded: Any  # a predicate on result.json
+
+
+BENCHMARKS = {
+    "cartpole": Benchmark(
+        "--stop-at-return 475 --eval-episodes 100 --workers 2",
+        range(10),
+        "threshold reached on 10 of 10 seeds; median 6 s, worst 20 s, start-up included",
+        lambda result: result["status"] == "threshold reached",
+    ),
+    "lunarlander": Benchmark(
+        "--env LunarLander-v3 --stop-at-return 200 --workers 2",
+        range(10),
+        "threshold reached within 180 s on 9 of 10 seeds",
+        lambda result: (result["seconds_to_threshold"] or 1e9) <= 180,
+    ),
+    "acrobot": Benchmark(
+        "--env Acrobot-v1 --workers 2",
+        range(10),
+        "final evaluation over 100 episodes at least -100 within 60 s on 10 of 10 seeds",
+        lambda result: result["final_mean"] >= -100 and result["wall_s"] <= 60,
+    ),
+    "minatar": Benchmark(
+        "--env MinAtar/Breakout-v1 --steps 2000000 --workers 2",
+        range(3),
+        "final evaluation over 100 episodes at least 12 on 3 of 3 seeds",
+        lambda result: result["final_mean"] >= 12,
+    ),
+    "pong": Benchmark(
+        "--env ALE/Pong-v5 --steps 1500000 --workers 2",
+        range(1),
+        "evaluation over 10 episodes above -15, 2,500 steps/s",
+        lambda result: result["best_mean"] > -15,
+    ),
+}
+COLUMNS = {
+    "status": "{}",
+    "seconds_to_threshold": "{:.1f}",
+    "steps_to_threshold": "{:,}",
+    "final_mean": "{:.1f}",
+    "best_mean": "{:.1f}",
+    "steps": "{:,}",
+    "wall_s": "{:.1f}",
+    "startup_s": "{:.2f}",
+    "cpu_s": "{:.1f}",
+    "evaluator": "{:.1%}",
+    "steps/s": "{:,.0f}",
+}
+
+
+def run(options: str, seed: int) -> dict[str, Any]:
+    """One run; its result.json with steps/s in training and the evaluator's share of the CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "launch.py", *options.split(), "--seed", str(seed)]
+        subprocess.run([*command, "--quiet", "--runs-dir", folder], cwd=ROOT, check=False)
+        (path,) = Path(folder).glob("*/*/result.json")
+        result = json.loads(path.read_text())
+        state = json.loads(next(path.parent.glob("checkpoints/*/state.json")).read_text())
+        rows = (path.parent / "metrics.csv").read_text().splitlines()[1:]
+    speeds = [float(row.split(",")[6]) for row in rows[1:-1]] or [0.0]
+    result["steps/s"] = statistics.median(speeds)
+    result["evaluator"] = state["evaluator_cpu_s"] / result["cpu_s"]
+    return result
+
+
+def table(name: str, benchmark: Benchmark) -> str:
+    """Run all seeds and return the table with its command, machine and medians."""
+    results = {}
+    for seed in benchmark.seeds:
+        results[seed] = run(benchmark.options, seed)
+        print(name, seed, results[seed], flush=True)
+    good = sum(map(benchmark.succeeded, results.values()))
+    medians = {
+        column: statistics.median(values)
+        for column in list(COLUMNS)[1:]
+        if (values := [r[column] for r in results.values() if r[column] is not None])
+    }
+    lines = [
+        f"# {name}",
+        "",
+        f"`python launch.py {benchmark.options} --seed N`; made by "
+        f"`python -m benchmarks.scores {name}`.",
+        "",
+        f"Goal: {benchmark.goal}. **Met by {good} of {len(results)} seeds.**",
+        "",
+        f"{_machine()}; {date.today()}, commit {_git()}.",
+        "",
+        f"| seed | {' | '.join(column.replace('_', ' ') for column in COLUMNS)} |",
+        f"|---{'|---' * len(COLUMNS)}|",
+        *(f"| {seed} | {_cells(result)} |" for seed, result in results.items()),
+        f"| median | {_cells({'status': ''} | medians)} |",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(result: dict[str, Any]) -> str:
+    values = ((form, result.get(column)) for column, form in COLUMNS.items())
+    return " | ".join("-" if value is None else form.format(value) for form, value in values)
+
+
+def _machine() -> str:
+    import torch
+
+    text = Path("/proc/cpuinfo").read_text()
+    model = next(line.split(":")[1].strip() for line in text.splitlines() if "model name" in line)
+    cores = len(os.sched_getaffinity(0))
+    return f"{model}, {cores} cores, Python {sys.version.split()[0]}, torch {torch.__version__}"
+
+
+def _git() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> None:
+    """Run the benchmarks named on the command line."""
+    unknown = set(sys.argv[1:]) - set(BENCHMARKS)
+    if unknown or not sys.argv[1:]:
+        sys.exit(f"name one or more of {', '.join(BENCHMARKS)}")
+    RESULTS.mkdir(exist_ok=True)
+    for name in sys.argv[1:]:
+        (RESULTS / f"{name}.md").write_text(table(name, BENCHMARKS[name]))
+
+
+if __name__ == "__main__":
+    main()

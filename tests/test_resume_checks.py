@@ -1,0 +1,101 @@
+"""What resuming refuses, allows and says, from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from async_dqn import training
+from async_dqn.cli import main
+from async_dqn.presets import resolve
+from async_dqn.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A short finished serial run."""
+    settings = {"mode": "serial", "workers": 1, "envs_per_worker": 2, "steps": 400, "quiet": True}
+    folder = tmp_path_factory.mktemp("resume") / "runs"
+    settings |= {"eval_episodes": 2, "hidden": (16,), "runs_dir": str(folder), "run_name": "x"}
+    return training.train(*resolve(settings)).run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def refuse(capsys, folder: Path, *arguments: str) -> str:
+    """Run the command line; it must exit 2 with one line and leave everything as it was."""
+    before = contents(folder)
+    assert main(["--runs-dir", str(folder), "--quiet", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert contents(folder) == before
+    return error
+
+
+def test_an_existing_run_is_kept(capsys, run):
+    error = refuse(capsys, run.parent.parent, "--run-name", "x")
+    assert "already holds a run (400 steps)" in error
+    assert "--resume" in error
+
+
+def test_a_run_in_use_is_refused(capsys, run):
+    with RunFolder.open(run):
+        assert "is in use by process" in refuse(capsys, run.parent.parent, "--resume", str(run))
+
+
+def test_a_missing_run_is_refused(capsys, run):
+    error = refuse(capsys, run.parent.parent, "--resume", str(run.parent / "y"))
+    assert f"no checkpoint at {run.parent / 'y'}" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--env", "Acrobot-v1", "env CartPole-v1 vs Acrobot-v1"),
+        ("--hidden", "32", "hidden"),
+        ("--optimizer", "shared-rmsprop", "optimizer shared-adam vs shared-rmsprop"),
+    ],
+)
+def test_another_environment_network_or_optimizer_is_refused(capsys, run, option, value, words):
+    error = refuse(capsys, run.parent.parent, "--resume", str(run), option, value)
+    assert "checkpoint does not match: " in error
+    assert words in error
+
+
+def test_other_settings_may_change_and_each_is_noted(capsys, run):
+    arguments = ["--resume", str(run), "--steps", "800", "--lr", "0.002", "--workers", "2"]
+    assert main(["--quiet", *arguments]) == 0
+    error = capsys.readouterr().err
+    for words in ("steps changed from 400 to 800", "lr changed", "workers changed from 1 to 2"):
+        assert f"note: {words}" in error
+    assert json.loads((run / "result.json").read_text())["steps"] == 800
+    assert main(["--quiet", "--resume", str(run)]) == 0
+    assert "note: the budget of 800 steps is already met" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--env", "Pendulum-v1"), "DQN needs a Discrete action space; Pendulum-v1 has Box(1,)"),
+        (("--env", "Blackjack-v1"), "observation space Tuple(...) is not supported"),
+        (("--env", "CartPole-v99"), "CartPole has versions v0, v1 (asked v99)"),
+        (("--env", "evil:Foo-v0"), "add --import evil if you trust it"),
+        (("--network", "nature"), "the nature network does not fit a vector"),
+        (("--device", "cuda"), "device 'cuda' is not available (found: cpu)"),
+    ],
+)
+def test_an_environment_that_cannot_work_is_told_before_anything_is_written(
+    capsys, tmp_path, arguments, words
+):
+    assert words in refuse(capsys, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize("env", ["FrozenLake-v1", "Taxi-v4"])
+def test_discrete_observations_train(tmp_path, env):
+    settings = {"env": env, "mode": "serial", "workers": 1, "steps": 400, "quiet": True}
+    outcome = training.train(*resolve({**settings, "runs_dir": str(tmp_path), "eval_episodes": 2}))
+    result = json.loads((outcome.run / "result.json").read_text())
+    assert outcome.exit_code == 0
+    assert result["updates"] > 0
