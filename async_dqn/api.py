@@ -60,11 +60,9 @@ class AsyncDQN:
         Workers are processes: call it under `if __name__ == "__main__":`.
         Raises UserError; RuntimeError if the run failed.
         """
-        if multiprocessing.current_process().name != "MainProcess":
-            raise UserError(
-                "a worker imports your script and came upon learn(); "
-                'start the trainer under if __name__ == "__main__":'
-            )
+        if multiprocessing.parent_process() is not None:
+            # A child imports the user's script and came upon this call; the trainer says so.
+            raise SystemExit(2)
         changes: dict[str, Any] = {"quiet": not progress_bar}
         if total_steps is not None:
             changes["steps"] = total_steps

@@ -113,10 +113,10 @@ class Evaluator:
 
     def evaluate(self, final: bool = False) -> Generator[None, None, Evaluation | None]:
         """Snapshot theta and score it, one vector step per `next`; None if theta is not finite."""
-        self.store.snapshot.publish(self.store.theta, self.store.steps)
-        stamp = self.store.snapshot.read(self.network.vector)
-        if stamp is None:
+        if not self.store.snapshot.publish(self.store.theta, self.store.steps):
             return None
+        stamp = self.store.snapshot.read(self.network.vector)
+        assert stamp is not None  # this process alone publishes
         episodes = self.task.config.evaluation.eval_episodes
         scores = []
         if not final:
@@ -291,6 +291,6 @@ class EvaluatorLoop:
         if now - then > 1.0:
             self._rate_from = (now, step)
         if not self.sync_steps or step == before:
-            return 0.005
+            return 0.01
         left = self.sync_steps - step % self.sync_steps
         return min(0.02, max(0.0005, 0.5 * left * (now - then) / (step - before)))

@@ -14,6 +14,7 @@ from typing import Any
 
 from async_dqn import processes
 from async_dqn.child import Lifeline, receive
+from async_dqn.config import UserError
 from async_dqn.evaluator import Evaluation, run_evaluator
 from async_dqn.leases import grant
 from async_dqn.parameters import (
@@ -22,7 +23,9 @@ from async_dqn.parameters import (
     FINISH,
     PHASE,
     PHASES,
+    PID,
     QUIT,
+    RUN,
     STEPS,
     WORKERS_STOP,
 )
@@ -144,6 +147,14 @@ class Supervisor:
         phase = PHASES[int(self.store.slots[child.index, PHASE])]
         pid = child.process.pid
         code = self._reap(child)
+        order = self.store.control[EVALUATOR_ORDER]
+        if child is self.evaluator and code == 0 and order != RUN:
+            return  # it has done what it was told
+        if code > 0 and not child.cause and self.store.slots[child.index, PID] != pid:
+            raise UserError(
+                f"{child.name} could not start (exit {code}); start the trainer under "
+                'if __name__ == "__main__": (see the README)'
+            )
         how = signal.Signals(-code).name if code < 0 else f"exit {code}"
         child.cause = child.cause or f"{how} in {phase}"
         progress = int(self.store.slots[child.index, STEPS]) - child.steps_at_start

@@ -138,10 +138,12 @@ def test_an_environment_that_always_fails_stops_the_run_with_its_cause(start):
     assert "Traceback" in (trainer.run / "logs" / "worker-0.log").read_text()
 
 
-def test_a_worker_has_one_compute_thread_and_carries_its_name(start):
+def test_a_worker_has_one_compute_thread_and_its_name_and_the_fork_server_has_one_thread(start):
     trainer = start(*SMALL, "--steps", "100_000_000", "--run-name", "named")
     trainer.wait_until_learning()
     pid = trainer.pids("worker")[1]
     assert len(os.listdir(f"/proc/{pid}/task")) <= 4
     assert Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"async-dqn worker 1 named")
     assert len(os.listdir(f"/proc/{pid}/fd")) <= 20
+    server = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    assert len(os.listdir(f"/proc/{server}/task")) == 1  # it only imports, so it can be forked

@@ -1,0 +1,93 @@
+"""The Python API, as a user would call it."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
+from scripted_envs import ChainEnv
+
+from async_dqn import AsyncDQN
+from async_dqn.config import UserError
+
+SMALL = {"workers": 1, "envs_per_worker": 4, "hidden": (32,), "eval_episodes": 10}
+SERIAL = {**SMALL, "mode": "serial"}
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory) -> AsyncDQN:
+    folder = str(tmp_path_factory.mktemp("api"))
+    agent = AsyncDQN("CartPole-v1", **SERIAL, eval_every=1000, runs_dir=folder)
+    return agent.learn(total_steps=4000)
+
+
+def test_learn_goes_on_where_it_ended(tmp_path):
+    reports = []
+    agent = AsyncDQN("CartPole-v1", **SMALL, runs_dir=str(tmp_path))
+    assert agent.learn(2000) is agent
+    assert agent.learn(5000, callback=reports.append) is agent
+    assert reports[-1]["step"] == 5000
+    assert json.loads((agent.run / "result.json").read_text())["steps"] == 5000
+    assert len(list(tmp_path.glob("*/*"))) == 1
+
+
+def test_predict_is_greedy_for_one_observation_and_for_a_batch(agent):
+    observation, _ = gymnasium.make("CartPole-v1").reset(seed=0)
+    batch = np.stack([observation, -observation, 3 * observation])
+    q_values = agent.q_values(batch)
+    assert q_values.shape == (3, 2) and q_values.dtype == np.float32
+    actions, state = agent.predict(batch)
+    np.testing.assert_array_equal(actions, q_values.argmax(1))
+    single, _ = agent.predict(observation)
+    assert isinstance(single, int) and single == actions[0] and state is None
+    explored = {agent.predict(observation, deterministic=False, epsilon=1.0)[0] for _ in range(50)}
+    assert explored == {0, 1}
+    with pytest.raises(UserError, match="expected"):
+        agent.predict(np.zeros(7))
+
+
+def test_a_saved_agent_loads_with_the_same_q_values(agent, tmp_path):
+    agent.save(tmp_path / "agent")
+    loaded = AsyncDQN.load(tmp_path / "agent")
+    observations = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.q_values(observations), agent.q_values(observations))
+    with pytest.raises(UserError, match="exists"):
+        agent.save(tmp_path / "agent")
+
+
+def test_the_best_checkpoint_scores_what_made_it_best(agent):
+    best = AsyncDQN.load(agent.run / "checkpoints" / "best")
+    result = json.loads((agent.run / "result.json").read_text())
+    assert best.evaluate(episodes=10)[0] == result["best_mean"]
+    assert agent.evaluate(episodes=10)[0] == result["final_mean"]
+
+
+def test_a_run_stopped_by_its_threshold_ends_with_the_evaluated_parameters(tmp_path):
+    settings = {**SERIAL, "eval_every": 500, "stop_at_return": 15.0}
+    agent = AsyncDQN("CartPole-v1", **settings, runs_dir=str(tmp_path)).learn(50_000)
+    result = json.loads((agent.run / "result.json").read_text())
+    assert result["status"] == "threshold reached"
+    assert result["seconds_to_threshold"] <= result["wall_s"]
+    assert agent.evaluate(episodes=10)[0] == result["final_mean"] >= 15
+
+
+@pytest.mark.parametrize("env", [CartPoleEnv, functools.partial(ChainEnv, n=4)])
+def test_a_class_or_a_picklable_factory_trains_in_processes(env, tmp_path):
+    agent = AsyncDQN(env, **SMALL, runs_dir=str(tmp_path), max_episode_steps=50).learn(1000)
+    assert json.loads((agent.run / "result.json").read_text())["steps"] == 1000
+    assert np.isfinite(agent.evaluate(episodes=5)[0])
+
+
+def test_a_script_without_a_main_guard_is_told_so_at_once(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from async_dqn import AsyncDQN\n"
+        f"AsyncDQN('CartPole-v1', workers=1, runs_dir={str(tmp_path)!r}).learn(1000)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert 'start the trainer under if __name__ == "__main__":' in done.stderr
