@@ -38,9 +38,10 @@ from async_dqn.task import CONFIRMATION, SCREENING, ChildStart, Task
 SCREENING_EPISODES = 10
 LOOPED_ENVS, BATCHED_ENVS = 20, 100  # at once
 MIN_EPISODES_TO_ABANDON = 20
-# An evaluation starts only while the evaluator's CPU time is below this share of the run's plus
-# these seconds. While a threshold is wanted, a mere best score is confirmed only below a third.
-CPU_SHARE, CPU_SECONDS = 0.045, 1.0
+# An evaluation starts only if, at the price of the last one, it keeps the evaluator's CPU time below
+# this share of the run's plus these seconds. While a threshold is wanted, a mere best score is
+# confirmed only below a third of that.
+CPU_SHARE, CPU_SECONDS = 0.04, 1.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Evaluator:
         self.network = FlatNetwork(task.network(), gradient=False)
         self.player = Player(task, self.network)
         self.best = -math.inf if best is None else best
+        self._price = 0.0  # CPU seconds of the last screening
 
     def evaluate(self, final: bool = False) -> Generator[None, None, Evaluation | None]:
         """Snapshot theta and score it, one vector step per `next`; None if theta is not finite."""
@@ -117,10 +119,10 @@ class Evaluator:
             return None
         stamp = self.store.snapshot.read(self.network.vector)
         assert stamp is not None  # this process alone publishes
-        episodes = self.task.config.evaluation.eval_episodes
-        scores = []
+        episodes, scores, begun = self.task.config.evaluation.eval_episodes, [], time.process_time()
         if not final:
             scores = yield from _last(self.player.play(SCREENING_EPISODES, SCREENING))
+            self._price = time.process_time() - begun
             if not self._worth_confirming(_mean(scores)):
                 return _summary(stamp, scores, confirmed=False)
         goal = -math.inf if final else self.goal
@@ -142,9 +144,9 @@ class Evaluator:
         return math.inf if threshold is None else threshold
 
     def affordable(self, part: float = 1.0) -> bool:
-        """Whether the evaluator has used less than `part` of the CPU time it may take."""
-        allowed = CPU_SHARE * self.store.total(CPU_NS) + CPU_SECONDS * 1e9
-        return self.store.slot[CPU_NS] <= part * allowed
+        """Whether one more evaluation stays within `part` of the CPU time it may take."""
+        allowed = CPU_SHARE * self.store.total(CPU_NS) / 1e9 + CPU_SECONDS
+        return self.store.slot[CPU_NS] / 1e9 + self._price <= part * allowed
 
     def _worth_confirming(self, mean: float) -> bool:
         if mean >= self.threshold:
