@@ -38,7 +38,7 @@ from async_dqn.task import CONFIRMATION, SCREENING, ChildStart, Task
 SCREENING_EPISODES = 10
 LOOPED_ENVS, BATCHED_ENVS = 20, 100  # at once
 MIN_EPISODES_TO_ABANDON = 20
-# An evaluation starts only if, at the price of the last one, it keeps the evaluator's CPU time below
+# An evaluation starts only if, at the price of the last one, the evaluator's CPU time stays below
 # this share of the run's plus these seconds. While a threshold is wanted, a mere best score is
 # confirmed only below a third of that.
 CPU_SHARE, CPU_SECONDS = 0.04, 1.0

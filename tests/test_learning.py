@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from scripted_envs import ChainEnv
 
 from async_dqn import AsyncDQN, training
 from async_dqn.presets import resolve
-from scripted_envs import ChainEnv
 
 VARIANTS = [
     {"algorithm": "one-step-q"},
