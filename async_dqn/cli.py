@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from async_dqn.config import SETTINGS, UserError
+from async_dqn.processes import THREAD_VARIABLES
 from async_dqn.settings import did_you_mean
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 INTERRUPTED = 130
 
 

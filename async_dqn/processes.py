@@ -15,6 +15,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PRELOADED = ("async_dqn.worker", "async_dqn.evaluator")
 
 
@@ -24,21 +25,27 @@ def context() -> BaseContext:
 
 
 def preload(modules: list[str]) -> None:
-    """Start the fork server now; it imports torch and `modules` while the trainer goes on."""
+    """Start the fork server now; it imports torch and `modules` while the trainer goes on.
+
+    The server is a fresh interpreter: it must find this package wherever it was started, and its
+    children must not open one compute thread per core each.
+    """
     if not _has_fork_server():
         return
     multiprocessing.set_forkserver_preload([*PRELOADED, *modules])
-    path = os.environ.get("PYTHONPATH")
-    # The server is a fresh interpreter: it must find this package wherever it was started.
     package = str(Path(__file__).resolve().parent.parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, path]))
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    changes = {"PYTHONPATH": path} | dict.fromkeys(THREAD_VARIABLES, "1")
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         forkserver.ensure_running()
     finally:
-        if path is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = path
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _has_fork_server() -> bool:

@@ -7,6 +7,8 @@ uninterrupted one.
 
 from collections.abc import Generator
 
+import torch
+
 from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.learner import Learner
 from async_dqn.parameters import ParameterStore
@@ -31,6 +33,7 @@ class SerialTrainer:
 
     def run(self) -> int:
         """Train until the budget, the threshold or a signal ends it."""
+        torch.set_num_threads(1)  # another number rounds sums differently
         with StopSignals(force=lambda: None) as self.signals:
             self.run_.recorder.open_board()
             self._reset()

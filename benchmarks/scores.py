@@ -64,10 +64,10 @@ BENCHMARKS = {
 COLUMNS = {
     "status": "{}",
     "seconds_to_threshold": "{:.1f}",
-    "steps_to_threshold": "{:,}",
+    "steps_to_threshold": "{:,.0f}",
     "final_mean": "{:.1f}",
     "best_mean": "{:.1f}",
-    "steps": "{:,}",
+    "steps": "{:,.0f}",
     "wall_s": "{:.1f}",
     "startup_s": "{:.2f}",
     "cpu_s": "{:.1f}",
@@ -83,7 +83,9 @@ def run(options: str, seed: int) -> dict[str, Any]:
         subprocess.run([*command, "--quiet", "--runs-dir", folder], cwd=ROOT, check=False)
         (path,) = Path(folder).glob("*/*/result.json")
         result = json.loads(path.read_text())
-        state = json.loads(next(path.parent.glob("checkpoints/*/state.json")).read_text())
+        checkpoints = path.parent / "checkpoints"
+        latest = checkpoints / (checkpoints / "latest").read_text().strip()
+        state = json.loads((latest / "state.json").read_text())
         rows = (path.parent / "metrics.csv").read_text().splitlines()[1:]
     speeds = [float(row.split(",")[6]) for row in rows[1:-1]] or [0.0]
     result["steps/s"] = statistics.median(speeds)
