@@ -240,10 +240,10 @@ class Config:
     def __post_init__(self) -> None:
         start, final = self.exploration.epsilon_start, self.exploration.epsilon_final
         if final > start:
-            raise UserError(f"--epsilon-final {final:g} is above the starting value {start:g}")
+            hint = f"is above the starting value {start:g}; lower it or raise --epsilon-start"
+            raise UserError(f"--epsilon-final {final:g} {hint}")
         if self.algorithm.double and self.optimizer.target_sync_steps is None:
-            hint = "give --target-sync-steps N or drop --double"
-            raise UserError(f"--double needs a target network; {hint}")
+            raise UserError("--double needs a target network; drop --target-sync-steps none")
         if self.run.device != "cpu":
             raise UserError(f"device {show(self.run.device)} is not available (found: cpu)")
         if self.run.run_name is not None:

@@ -14,6 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import EngFormatter
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # told apart by colour-blind readers too
 
@@ -36,6 +37,7 @@ def draw(axes: plt.Axes, runs: list[Path], column: str, label: str) -> None:
     held = [np.interp(grid, x, y) for x, y in curves]
     axes.plot(grid, np.median(held, axis=0), color=ORANGE, linewidth=2.5, label="median")
     axes.plot([], [], color=BLUE, alpha=0.5, linewidth=1, label=f"each of {len(runs)} seeds")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, not 20000
     axes.set_xlabel(label)
     axes.grid(alpha=0.3)
 
