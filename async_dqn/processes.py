@@ -7,9 +7,10 @@ server only imports. `spawn` stands in where there is no fork server.
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -39,13 +40,29 @@ def preload(modules: list[str]) -> None:
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
-        forkserver.ensure_running()
+        with interrupts_blocked():
+            forkserver.ensure_running()
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT in what is started here: a Ctrl-C must not meet a child that is not ready.
+
+    Children of the fork server inherit its signal mask, not the trainer's. Starting the resource
+    tracker unblocks SIGINT, so it goes first.
+    """
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _has_fork_server() -> bool:
@@ -80,12 +97,8 @@ class Child:
     def start(self, target: Callable[..., None], arguments: tuple, child_end: Connection) -> None:
         """Start the next incarnation; main thread only (the parent-death signal follows it)."""
         self.process = context().Process(target=target, args=arguments, name=self.name)
-        # A Ctrl-C must not reach the child before it ignores it.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with interrupts_blocked():
             self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         child_end.close()  # with our copy open the end of the pipe would never be seen
 
     def reap(self) -> int:

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from typing import Any
 
 from async_dqn import processes
@@ -64,7 +64,8 @@ class Supervisor:
         with StopSignals(force=self._kill_all) as self.signals:
             try:
                 self._grant()
-                self._start_all()
+                for child in self.children:
+                    self._start(child)
                 self.run_.recorder.open_board()
                 while not self._over():
                     self._turn()
@@ -106,13 +107,6 @@ class Supervisor:
         return next((c.cause for c in reversed(self.workers) if c.cause), "no worker is left")
 
     # Life and death
-
-    def _start_all(self) -> None:
-        # Starting the first child also starts the resource tracker, which unblocks SIGINT; so it
-        # goes first. A Ctrl-C must not reach a child before it ignores it.
-        resource_tracker.ensure_running()
-        for child in self.children:
-            self._start(child)
 
     def _start(self, child: Child) -> None:
         child.incarnation += 1
