@@ -63,17 +63,22 @@ class Scores(Protocol):
     mean_length: float
 
 
+LONGEST_WAIT_S = 5.0  # for the disk, while importing
+
+
 def process_start() -> float:
-    """When this process started, on the monotonic clock; where unknown, now."""
+    """When this process started, on the monotonic clock; estimated where unknown."""
     now = time.monotonic()
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         # The name (field 2) may hold spaces and brackets; the start is field 22, in clock ticks.
         ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
         started_s = int(ticks) / os.sysconf("SC_CLK_TCK")
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
-        if age >= 0:  # a container may count from another boot
+        # A container may count from another boot; and a process that a shell became (exec) is as
+        # old as the shell, though Python has only just begun.
+        if 0 <= age <= time.process_time() + LONGEST_WAIT_S:
             return now - age
-    return now
+    return now - time.process_time()
 
 
 PROCESS_START = process_start()
