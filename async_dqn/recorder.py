@@ -238,6 +238,9 @@ class Recorder:
             raise KeyError(f"not a key of result.json: {sorted(unknown)}")
         whole = plain({key: result.get(key) for key in RESULT_KEYS})
         self._write_json("result.json", whole)
+        if self._display is not None:
+            self.drops.attempt(self._display.close)
+            self.drops.attempt(print, _closing_line(whole))
         board = self.open_board()
         if board is not None:
             results = {f"result/{name}": whole[name] for name in HPARAM_RESULTS}
@@ -265,14 +268,9 @@ class Recorder:
 
 
 def _closing_line(result: Mapping[str, Any]) -> str:
-    """Such as "threshold reached after 4.1 s and 78,822 steps: final score 500.0, best 500.0"."""
-    scores = [
-        f"{name} score {result[key]:.1f}"
-        for name, key in (("final", "final_mean"), ("best", "best_mean"))
-        if result[key] is not None
-    ]
-    ended = f"{result['status']} after {result['wall_s']:.1f} s and {result['steps'] or 0:,} steps"
-    return f"{ended}: {', '.join(scores) or 'no score'}"
+    """Such as "threshold reached after 4.1 s and 78822 steps: final score 500.0, best 500.0"."""
+    ended = "{status} after {wall_s:.1f} s and {steps} steps".format_map(result)
+    return f"{ended}: final score {result['final_mean']}, best {result['best_mean']}"
 
 
 def git_revision() -> str | None:

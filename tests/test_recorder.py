@@ -17,7 +17,7 @@ import async_dqn
 from async_dqn.config import Config
 from async_dqn.metrics import GLOBAL_TAGS, Board, Drops, EventLog, Table
 from async_dqn.progress import Bar, PlainLines, Status
-from async_dqn.recorder import RESULT_KEYS, Recorder, git_revision, process_start
+from async_dqn.recorder import RESULT_KEYS, Recorder, _closing_line, git_revision, process_start
 from async_dqn.run_folder import RunFolder
 
 HEADER = (
@@ -340,3 +340,9 @@ def test_a_reader_that_leaves_does_not_stop_the_run():
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 0
     process.stderr.close()
+
+
+def test_the_last_line_says_how_the_run_ended():
+    result = {"status": "budget reached", "wall_s": 4.123, "steps": 78822}
+    line = _closing_line({**result, "final_mean": 500.0, "best_mean": None})
+    assert line == "budget reached after 4.1 s and 78822 steps: final score 500.0, best None"
