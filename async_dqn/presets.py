@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from async_dqn.combinations import check_acts
 from async_dqn.config import (
     SECTIONS,
     SETTINGS,
@@ -80,14 +81,9 @@ def _check_given(name: str, value: Any) -> Any:
 def _check_combination(config: Config, given: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
     """Refuse what only makes sense together; `given` leaves out the file, which may serve
     several algorithms. A resumed run brings its own algorithm."""
-    algorithm, resume = config.algorithm.algorithm, config.run.resume
-    known = "algorithm" in chosen or resume is None
-    for name in {"lam", "trace"} & given.keys():
-        if algorithm != "q-lambda" and known and given[name] != "peng":
-            raise UserError(
-                f"--{name} {given[name]} acts only with --algorithm q-lambda (this run: "
-                f"{algorithm}); drop --{name} or choose q-lambda"
-            )
+    resume = config.run.resume
+    values = {name.rpartition(".")[2]: value for name, value in config.flat().items()}
+    check_acts(given, values, known=chosen.keys() if resume is not None else values.keys())
     if resume is not None and config.run.run_name is not None:
         raise UserError(
             "--run-name cannot go with --resume, a resumed run keeps its name; drop --run-name"

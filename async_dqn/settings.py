@@ -31,11 +31,14 @@ class Range(NamedTuple):
 
 
 COUNT = Range("a whole number from 1", lambda n: n >= 1)
+FROM_TWO = Range("a whole number from 2", lambda n: n >= 2)
 COUNT_OR_NONE = Range("from 1, or none", lambda n: n >= 1)
 SEED = Range("within [0, 2^63)", lambda n: 0 <= n < 2**63)
 WIDTHS = Range("a list of whole numbers within [1, 65536]", lambda n: 1 <= n <= 65536)
 UNIT_INTERVAL = Range("within [0, 1]", lambda x: 0 <= x <= 1)
 POSITIVE = Range("a finite number above 0", lambda x: 0 < x < math.inf)
+NOT_NEGATIVE = Range("a finite number from 0", lambda x: 0 <= x < math.inf)
+FINITE = Range("a finite number", math.isfinite)
 FINITE_OR_NONE = Range("a finite number, or none", math.isfinite)
 
 
@@ -96,6 +99,15 @@ class Setting:
     def dotted(self) -> str:
         """Its key in TOML and in flat tables."""
         return f"{self.section}.{self.name}"
+
+
+class Section:
+    """Base of the sections: construction checks every field and normalises its type."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = check(Setting.of("", field), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
 
 
 def _default_words(default: Any) -> str:

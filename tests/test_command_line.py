@@ -63,7 +63,12 @@ BAD_INPUTS = [
     (8, "unexpected argument 'extra'; see --help", "train", "extra"),
     (8, "--lr needs a value; write --lr=VALUE if that starts with -", "--lr"),
     (8, "unknown command 'trian'; did you mean train?", "trian"),
-    (9, "unknown optimizer 'sdg'; choose shared-adam or shared-rmsprop", "--optimizer", "sdg"),
+    (
+        9,
+        "unknown optimizer 'sdg'; choose shared-adam, shared-rmsprop, rmsprop or momentum",
+        "--optimizer",
+        "sdg",
+    ),
     (9, "unknown mode 'sync'; choose async or serial", "--mode", "sync"),
     (10, "--seed must be within [0, 2^63) (got -1)", "--seed", "-1"),
     (10, f"--seed must be within [0, 2^63) (got {2**70})", "--seed", str(2**70)),

@@ -15,7 +15,9 @@ FLOORS = (
     # stand alone
     "settings cores returns exploration leases rollout optimizers memory child processes durable"
     " progress",
-    "config parameters metrics",
+    "method combinations parameters metrics",
+    "sections",
+    "config",
     # what the settings mean
     "architecture spaces env_spec options presets signals run_folder checkpoint_format",
     "networks env_batch checkpoint recorder",
@@ -135,5 +137,15 @@ def test_no_primitive_that_a_process_can_die_holding(name: str) -> None:
 
 def test_settings_and_pure_mathematics_need_no_torch() -> None:
     heavy = {"torch", "gymnasium", "tensorboard", "multiprocessing"}
-    for name in ("settings", "cores", "config", "options", "presets", "returns", "exploration"):
+    for name in (
+        "settings",
+        "cores",
+        "method",
+        "sections",
+        "config",
+        "options",
+        "presets",
+        "returns",
+        "exploration",
+    ):
         assert not heavy & {dotted.partition(".")[0] for dotted in imports(name)}, name

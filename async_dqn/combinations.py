@@ -1,0 +1,142 @@
+"""Which settings do not go together, and why: one table, checked when settings are read."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from async_dqn.settings import UserError, either, show
+
+Config = Any  # `config.Config`, which is built on this module
+
+VALUE_METHODS = ("one-step-q", "n-step-q", "q-lambda")
+
+
+class Rule(NamedTuple):
+    """What is refused, and the line that says why."""
+
+    refused: Callable[[Config], bool]
+    reason: str
+
+
+def _is(algorithm: str) -> Callable[[Config], bool]:
+    return lambda config: config.algorithm.algorithm == algorithm
+
+
+SARSA, A3C = _is("one-step-sarsa"), _is("a3c")
+
+RULES = (
+    Rule(
+        lambda c: c.algorithm.double and c.optimizer.target_sync_steps is None,
+        "--double needs a target network; drop --target-sync-steps none",
+    ),
+    Rule(
+        lambda c: c.algorithm.double and (SARSA(c) or A3C(c) or c.algorithm.munchausen),
+        "--double corrects the maximum over actions, which one-step-sarsa, a3c and --munchausen "
+        "do not take; drop --double",
+    ),
+    Rule(
+        lambda c: c.algorithm.munchausen and (SARSA(c) or A3C(c)),
+        "--munchausen replaces the maximum of Q-learning; choose one-step-q, n-step-q or q-lambda",
+    ),
+    Rule(
+        lambda c: c.algorithm.munchausen and c.network.distributional != "none",
+        "--munchausen is defined here on mean values; drop it or --distributional",
+    ),
+    Rule(
+        lambda c: c.algorithm.munchausen and c.algorithm.value_rescaling,
+        "--munchausen adds log-probabilities in units of the reward, --value-rescaling changes "
+        "the units; drop one",
+    ),
+    Rule(
+        lambda c: A3C(c) and (c.network.dueling or c.network.distributional != "none"),
+        "a3c learns a policy and a state value, not Q-values; drop --dueling and --distributional",
+    ),
+    Rule(
+        lambda c: A3C(c) and c.algorithm.value_rescaling,
+        "a3c needs advantages in units of the reward; drop --value-rescaling",
+    ),
+    Rule(
+        lambda c: (
+            c.network.distributional != "none"
+            and c.algorithm.algorithm == "q-lambda"
+            and 0 < c.algorithm.lam < 1
+        ),
+        "--distributional projects one return, q-lambda with 0 < --lam < 1 mixes many; "
+        "choose --lam 1 or n-step-q",
+    ),
+    Rule(
+        lambda c: c.network.distributional != "none" and SARSA(c),
+        "--distributional needs one action at the end of a return, one-step-sarsa takes an "
+        "expectation at truncations; drop one",
+    ),
+    Rule(
+        lambda c: c.network.v_min >= c.network.v_max,
+        "--v-min must lie below --v-max",
+    ),
+    Rule(
+        lambda c: c.replay.replay != "none" and SARSA(c),
+        "one-step-sarsa learns the policy it follows now, replay holds actions of older ones; "
+        "drop --replay or choose one-step-q",
+    ),
+    Rule(
+        lambda c: c.replay.replay != "none" and A3C(c),
+        "a3c's gradient holds for actions of its present policy, replay has older ones; "
+        "drop --replay",
+    ),
+    Rule(
+        lambda c: c.replay.replay != "none" and c.network.recurrent,
+        "--recurrent learns from states carried along, which in replay are those of older "
+        "parameters; drop --replay",
+    ),
+    Rule(
+        lambda c: c.exploration.exploration == "noisy" and not c.network.noisy,
+        "--exploration noisy explores by the noise of the network; add --noisy",
+    ),
+)
+
+# Settings that do nothing unless another has a certain value.
+ACTS_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "lam": ("algorithm", ("q-lambda",)),
+    "trace": ("algorithm", ("q-lambda",)),
+    "entropy_weight": ("algorithm", ("a3c",)),
+    "exploration": ("algorithm", (*VALUE_METHODS, "one-step-sarsa")),
+    "epsilon_start": ("exploration", ("ladder", "apex", "epsilon")),
+    "epsilon_final": ("exploration", ("epsilon",)),
+    "temperature_start": ("exploration", ("boltzmann",)),
+    "temperature_final": ("exploration", ("boltzmann",)),
+    "atoms": ("distributional", ("categorical", "quantile")),
+    "v_min": ("distributional", ("categorical",)),
+    "v_max": ("distributional", ("categorical",)),
+    "replay_capacity": ("replay", ("uniform", "prioritized")),
+    "replay_start": ("replay", ("uniform", "prioritized")),
+    "batch_size": ("replay", ("uniform", "prioritized")),
+    "priority_exponent": ("replay", ("prioritized",)),
+    "priority_beta": ("replay", ("prioritized",)),
+}
+
+
+def check_combination(config: Config) -> None:
+    """Raise UserError, with the reason, for settings that make no sense together."""
+    for rule in RULES:
+        if rule.refused(config):
+            raise UserError(rule.reason)
+    start, final = config.exploration.epsilon_start, config.exploration.epsilon_final
+    if final > start:
+        hint = f"is above the starting value {start:g}; lower it or raise --epsilon-start"
+        raise UserError(f"--epsilon-final {final:g} {hint}")
+    if config.run.device != "cpu":
+        raise UserError(f"device {show(config.run.device)} is not available (found: cpu)")
+
+
+def check_acts(given: Mapping[str, Any], values: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse settings the user typed that would do nothing; `values` has all, by name.
+
+    Only settings in `known` decide: a resumed run brings others of its own.
+    """
+    for name in given.keys() & ACTS_ONLY_WITH.keys():
+        other, allowed = ACTS_ONLY_WITH[name]
+        if other in known and values[other] not in allowed:
+            option = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{option} {given[name]} acts only with --{other} {either(allowed)} "
+                f"(this run: {values[other]}); drop {option} or choose {either(allowed)}"
+            )
