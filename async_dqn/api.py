@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from async_dqn import architecture, checkpoint, envs, training
+from async_dqn.actions import action_table
 from async_dqn.config import Config, UserError
-from async_dqn.env_spec import EnvSpec, make_single
-from async_dqn.evaluator import Player
+from async_dqn.env_spec import EnvInfo, EnvSpec
 from async_dqn.parameters import FlatNetwork, flat_vector
+from async_dqn.player import Player
 from async_dqn.presets import resolve
-from async_dqn.spaces import row_writer
+from async_dqn.spaces import row_writer, split_batch
 from async_dqn.task import CONFIRMATION, Task
 
 Env = str | Callable[..., gymnasium.Env]
@@ -84,10 +85,11 @@ class AsyncDQN:
     def predict(
         self, observation: Any, deterministic: bool = True, epsilon: float = 0.05
     ) -> tuple[Any, None]:
-        """Choose the action for one observation (an int) or a batch (int64 [N]).
+        """Choose the action for one observation or a batch, greedily or epsilon-greedily.
 
-        Greedy; with `deterministic=False` epsilon-greedy. The second value (a recurrent state in
-        similar libraries) is None. Actions are those of the environment's own action space.
+        Actions are those of the environment's own action space: an int or int64 [N] for Discrete,
+        else an array [*shape] or [N, *shape]. A batch is stacked as gymnasium's vector environments
+        stack it. The second value (a recurrent state in similar libraries) is None.
         """
         batch, single = self._batch(observation)
         q_values = self._forward(batch)
@@ -96,8 +98,10 @@ class AsyncDQN:
             explore = np.random.random(len(actions)) < epsilon
             random = np.random.randint(q_values.shape[1], size=len(actions))
             actions = np.where(explore, random, actions)
-        actions = actions + self._first_action
-        return (int(actions[0]) if single else actions), None
+        own = self._actions[actions]
+        if single:
+            own = int(own[0]) if self.task.info.actions is None else own[0]
+        return own, None
 
     def q_values(self, observations: Any) -> NDArray[np.float32]:
         """Q-values float32 [N, A] of a batch of observations (or [1, A] of a single one)."""
@@ -152,12 +156,19 @@ class AsyncDQN:
             environment.env_arg,
             environment.import_modules,
             environment.max_episode_steps,
+            environment.action_bins,
         )
         info = envs.probe(spec)
-        self.task = Task(self.config, spec, info, architecture.choose(self.config.network, info))
-        self._spaces = None if spec.is_atari else _spaces(spec)
+        self.task = Task(self.config, spec, info, architecture.choose(self.config, info))
+        self._space, self._actions = _interface(spec, info)
 
     def _load(self, found: checkpoint.Checkpoint) -> None:
+        meaning = found.state.get("env_info", {}).get("actions")
+        if meaning != self.task.info.actions:
+            raise UserError(
+                f"checkpoint does not match: its actions mean {meaning}, those of "
+                f"{self.task.spec.name} {self.task.info.actions}; load it with the env it learned"
+            )
         self.network = FlatNetwork(self.task.network(), gradient=False)
         try:
             self.network.vector.copy_(flat_vector(self.network.net, found.tensors["model"]))
@@ -171,29 +182,21 @@ class AsyncDQN:
 
     def _batch(self, observation: Any) -> tuple[NDArray, bool]:
         """Observations in the network's layout [N, ...], and whether it was a single one."""
-        info, array = self.task.info, np.asarray(observation)
-        shape = info.observation_shape if self._spaces is None else self._spaces[0].shape
-        single = array.shape == tuple(shape)
-        if not single and array.shape[1:] != tuple(shape):
-            raise UserError(f"observation has shape {array.shape}, expected {tuple(shape)}")
-        rows = array[None] if single else array
-        batch = np.zeros((len(rows), *info.observation_shape), info.dtype)
-        if self._spaces is None:
-            batch[:] = rows
-        else:
-            write = row_writer(self._spaces[0], batch)
-            for index, row in enumerate(rows):
-                write(index, row)
+        rows, single = split_batch(self._space, observation)
+        batch = np.zeros((len(rows), *self.task.info.observation_shape), self.task.info.dtype)
+        write = row_writer(self._space, batch)
+        for index, row in enumerate(rows):
+            write(index, row)
         return batch, single
 
-    @property
-    def _first_action(self) -> int:
-        return 0 if self._spaces is None else int(self._spaces[1].start)
 
-
-def _spaces(spec: EnvSpec) -> tuple[gymnasium.Space, gymnasium.spaces.Discrete]:
-    env, _ = make_single(spec)
+def _interface(spec: EnvSpec, info: EnvInfo) -> tuple[gymnasium.Space, NDArray]:
+    """The environment's own observation space, and its actions [A, ...] by number."""
+    if spec.is_atari:
+        images = gymnasium.spaces.Box(0, 255, info.observation_shape, np.uint8)
+        return images, np.arange(info.num_actions)
+    env, _ = envs.make_env(spec)
     try:
-        return env.observation_space, env.action_space
+        return env.observation_space, action_table(env)
     finally:
         env.close()

@@ -2,17 +2,20 @@
 
 from dataclasses import dataclass
 
-from async_dqn.config import NetworkConfig, UserError
+from async_dqn.config import Config, UserError
 from async_dqn.cores import has_bfloat16
 
 NETWORKS = {
+    "linear": "no hidden layer, for vectors; a table where observations are Discrete",
     "mlp": "dense layers (--hidden), for vectors",
     "small-conv": "one 3x3 convolution of 16 and a dense layer of 128, for planes around 10x10",
     "nips": "16 8x8/4, 32 4x4/2, dense 256 (Mnih et al. 2013, 2016)",
     "nature": "32 8x8/4, 64 4x4/2, 64 3x3/1, dense 512 (Mnih et al. 2015)",
+    "impala": "16, 32, 32 channels, two residual blocks each, dense 256 (Espeholt et al. 2018)",
     "conv": "3x3 convolutions of stride 2 down to 8x8, dense 256, for any other image",
 }
-MINIMUM_SIDE = {"small-conv": 3, "nips": 20, "nature": 36, "conv": 3}
+MINIMUM_SIDE = {"small-conv": 3, "nips": 20, "nature": 36, "impala": 1, "conv": 3}
+FOR_VECTORS = ("linear", "mlp")
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,57 @@ class Architecture:
     layer_norm: bool
     dueling: bool
     bfloat16: bool = False  # convolutions only
+    head: str = "q"  # or "categorical", "quantile", "actor-critic"
+    atoms: int = 51  # of the categorical and the quantile head
+    v_min: float = -10.0  # with v_max the support of the categorical head
+    v_max: float = 10.0
+    noisy: bool = False  # dense layers and head
+    recurrent: bool = False
+    low: tuple[float, ...] | None = None  # with high the bounds of a vector to map to [-1, 1]
+    high: tuple[float, ...] | None = None
 
 
-def choose(config: NetworkConfig, info) -> Architecture:
-    """Resolve `--network auto` by the observation shape of `info` (an `EnvInfo`).
+def choose(config: Config, info) -> Architecture:
+    """The network that the settings ask for, on the observations of `info` (an `EnvInfo`).
+
+    `--network auto` goes by the observation's shape.
 
     Raises:
         UserError: the network asked for does not fit the observation.
     """
-    shape = tuple(info.observation_shape)
-    name = _by_shape(shape) if config.network == "auto" else config.network
+    network, shape = config.network, tuple(info.observation_shape)
+    name = _by_shape(shape) if network.network == "auto" else network.network
+    _check_fit(name, shape)
+    return Architecture(
+        network=name,
+        observation_shape=shape,
+        scale=info.scale,
+        num_actions=info.num_actions,
+        hidden=tuple(network.hidden),
+        layer_norm=True if network.layer_norm is None else network.layer_norm,
+        dueling=network.dueling,
+        bfloat16=len(shape) == 3 and network.precision == "bfloat16" and has_bfloat16(),
+        head=_head(config),
+        atoms=network.atoms,
+        v_min=network.v_min,
+        v_max=network.v_max,
+        noisy=network.noisy,
+        recurrent=network.recurrent,
+        low=info.low if network.input_scaling else None,
+        high=info.high if network.input_scaling else None,
+    )
+
+
+def _head(config: Config) -> str:
+    if config.algorithm.algorithm == "a3c":
+        return "actor-critic"
+    distributional = config.network.distributional
+    return "q" if distributional == "none" else distributional
+
+
+def _check_fit(name: str, shape: tuple[int, ...]) -> None:
     is_image = len(shape) == 3
-    if is_image == (name == "mlp"):
+    if is_image == (name in FOR_VECTORS):
         kind = "an image" if is_image else "a vector"
         raise UserError(f"the {name} network does not fit {kind} of shape {shape}; drop --network")
     side = MINIMUM_SIDE.get(name, 0)
@@ -47,16 +89,6 @@ def choose(config: NetworkConfig, info) -> Architecture:
             f"observation {shape[1]}x{shape[2]} is too small for the {name.capitalize()} "
             f"network (needs {side}x{side}); drop --network"
         )
-    return Architecture(
-        network=name,
-        observation_shape=shape,
-        scale=info.scale,
-        num_actions=info.num_actions,
-        hidden=tuple(config.hidden),
-        layer_norm=True if config.layer_norm is None else config.layer_norm,
-        dueling=config.dueling,
-        bfloat16=is_image and config.precision == "bfloat16" and has_bfloat16(),
-    )
 
 
 def _by_shape(shape: tuple[int, ...]) -> str:

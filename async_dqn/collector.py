@@ -14,7 +14,9 @@ from torch import nn
 
 from async_dqn.algorithms import Algorithm
 from async_dqn.child import RECORD_BYTES
+from async_dqn.config import AlgorithmConfig
 from async_dqn.envs import EnvBatch, Step
+from async_dqn.networks import restarted
 from async_dqn.rollout import Rollout
 
 # Each takes up to 40 bytes of a record, which must fit into one write to the pipe.
@@ -33,12 +35,12 @@ class Collector:
         algorithm: Algorithm,
         net: nn.Module,
         length: int,
-        gamma: float,
-        reward_scale: float,
+        settings: AlgorithmConfig,
         num_actions: int,
     ):
         self.envs, self.algorithm, self.net = envs, algorithm, net
-        self.length, self.gamma, self.reward_scale = length, gamma, reward_scale
+        self.length, self.gamma = length, settings.gamma
+        self.reward_clip, self.reward_scale = settings.reward_clip, settings.reward_scale
         self.finished: deque[tuple[float, int]] = deque(maxlen=EPISODES_KEPT)
         self._episodes = 0
         self._shape = (length, envs.num_envs)
@@ -57,8 +59,11 @@ class Collector:
         self._q_values = np.zeros((length + 1, count, self._num_actions), np.float32)
         self._rewards, self._discounts, self._weights = np.zeros((3, length, count), np.float32)
         self._ends = np.zeros((length, count), bool)
+        self._starts = np.zeros((length + 1, count), bool)
         self._taken = 0
         self._obs[0] = obs
+        self._starts[0] = True
+        self._state = self.net.initial_state(count)
         self._act(0, epsilon)
 
     def collect(
@@ -69,8 +74,9 @@ class Collector:
         `epsilon` is [B]. `record(n)` is called after every vector step with the number of real
         transitions in it; surplus ones beyond the budget get weight 0 and are not counted.
         """
-        for rows in (self._obs, self._actions, self._greedy, self._q_values):
+        for rows in (self._obs, self._actions, self._greedy, self._q_values, self._starts):
             rows[0] = rows[self._taken]
+        state = self._state_before  # of the pending row, which is now row 0
         final_rows, final_obs = [], []
         t = 0
         while t < self.length and budget > 0:
@@ -84,7 +90,7 @@ class Collector:
             t += 1
             self._act(t, epsilon)
         self._taken = t
-        return self._rollout(t, final_rows, final_obs)
+        return self._rollout(t, epsilon, state, final_rows, final_obs)
 
     def take_episode_count(self) -> int:
         """How many episodes ended since the last call."""
@@ -93,27 +99,44 @@ class Collector:
 
     def _act(self, t: int, epsilon: NDArray[np.float32]) -> None:
         with torch.inference_mode():
-            output, _ = self.net(torch.from_numpy(self._obs[t]))
+            self._state_before = restarted(self._state, self._starts[t])
+            output, self._state = self.net(torch.from_numpy(self._obs[t]), self._state_before)
             self._q_values[t] = output.q_values.numpy()
             self._actions[t], self._greedy[t] = self.algorithm.act(output, epsilon, self._generator)
 
     def _store(self, t: int, step: Step, budget: int) -> int:
         """Write row t; return how many of its transitions count."""
         self._obs[t + 1] = step.obs
-        np.multiply(step.rewards, self.reward_scale, out=self._rewards[t])
+        rewards, clip = step.rewards, self.reward_clip
+        if clip is not None:
+            rewards = rewards.clip(-clip, clip)
+        np.multiply(rewards, self.reward_scale, out=self._rewards[t])
         np.multiply(~step.terminated, self.gamma, out=self._discounts[t])
         np.logical_or(step.terminated, step.truncated, out=self._ends[t])
+        self._starts[t + 1] = self.envs.starts(step)
         real = ~step.dummy
         count = int(np.count_nonzero(real))
         if count > budget:
             real &= np.cumsum(real) <= budget
             count = budget
         self._weights[t] = real
+        if step.faulty.any():
+            self._break_off(t, step.faulty)
         self._score += step.scores
         self._steps += ~step.dummy
         if step.ended.any():
             self._finish_episodes(np.flatnonzero(step.ended))
         return count
+
+    def _break_off(self, t: int, faulty: NDArray[np.bool_]) -> None:
+        """The environment broke and begins anew: no return runs across, the episode is forgotten.
+
+        The step before bootstraps from its successor, the last good observation.
+        """
+        self._discounts[t, faulty] = 0.0
+        self._ends[max(t - 1, 0) : t + 1] |= faulty
+        self._score[faulty] = 0.0
+        self._steps[faulty] = 0
 
     def _finish_episodes(self, rows: NDArray[np.int64]) -> None:
         for row in rows:
@@ -122,7 +145,7 @@ class Collector:
         self._score[rows] = 0.0
         self._steps[rows] = 0
 
-    def _rollout(self, t: int, final_rows: list, final_obs: list) -> Rollout:
+    def _rollout(self, t: int, epsilon, state, final_rows: list, final_obs: list) -> Rollout:
         return Rollout(
             obs=self._obs[: t + 1],
             actions=self._actions[: t + 1],
@@ -134,4 +157,7 @@ class Collector:
             weights=self._weights[:t],
             final_rows=np.concatenate(final_rows) if final_rows else np.zeros(0, np.int64),
             final_obs=np.concatenate(final_obs) if final_obs else self._obs[0, :0],
+            starts=self._starts[: t + 1],
+            epsilon=epsilon,
+            state=state,
         )

@@ -99,7 +99,7 @@ ACTS_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "trace": ("algorithm", ("q-lambda",)),
     "entropy_weight": ("algorithm", ("a3c",)),
     "exploration": ("algorithm", (*VALUE_METHODS, "one-step-sarsa")),
-    "epsilon_start": ("exploration", ("ladder", "apex", "epsilon")),
+    "epsilon_start": ("exploration", ("ladder", "apex", "epsilon", "noisy")),
     "epsilon_final": ("exploration", ("epsilon",)),
     "temperature_start": ("exploration", ("boltzmann",)),
     "temperature_final": ("exploration", ("boltzmann",)),

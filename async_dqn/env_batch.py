@@ -3,22 +3,22 @@
 gymnasium's vectorised CartPole resets an ended environment in the NEXT step (a dummy step), ale-py
 and our own loop in the SAME step (the true last observation travels in `final_obs`). `EnvBatch`
 says which and hides the rest: seeds, the layout of `final_obs`, rewards clipped for learning but
-scored in full, lost lives of Atari that end a return but not a game.
+scored in full, lost lives of Atari that end a return but not a game. A reward or observation that
+is not finite goes no further: its environment is built anew.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
 from async_dqn.env_spec import EnvInfo
-from async_dqn.spaces import ObservationLayout, row_writer
+from async_dqn.loop_env import LoopVectorEnv
 
 SEED_LIMIT = 2**31  # ale-py takes int32 seeds, numpy's RandomState (MinAtar) 32 bits
+MAX_REBUILDS = 3  # in a row, for a first observation that is finite
 
 
 class Step(NamedTuple):
@@ -27,7 +27,10 @@ class Step(NamedTuple):
     `rewards` is what learning sees, `scores` the true rewards; `terminated` includes lost lives in
     Atari training, `ended` means that the episode is over and its return complete. `final_obs`
     [K, ...] holds the true last observations of `final_rows` [K], whose `obs` is the first one of
-    the next episode. `dummy` rows only reset: no transition, nothing to count.
+    the next episode. `dummy` rows only reset: no transition, nothing to count. `faulty` rows are
+    dummies too: their reward or observation was not finite, or their environment was built anew
+    with one whose was; the transition and the rest of the episode are lost (flags False, reward and
+    score 0), `obs` starts a new one, and a return must not run across.
     """
 
     obs: np.ndarray  # [B, ...] uint8 or float32
@@ -39,32 +42,42 @@ class Step(NamedTuple):
     dummy: np.ndarray  # [B] bool
     final_rows: np.ndarray  # [K] int64
     final_obs: np.ndarray  # [K, ...] as obs
+    faulty: np.ndarray  # [B] bool
 
 
 class EnvBatch:
     """B environments stepped together, around any gymnasium vector environment.
 
     `next_step` tells the autoreset mode: True means that the step after an end is a dummy.
+    `make` builds the vector environment anew after a fault; without it, a reset must do.
+    `rebuilds` counts how often that happened.
     """
 
-    def __init__(self, vector: VectorEnv, info: EnvInfo) -> None:
+    def __init__(
+        self, vector: VectorEnv, info: EnvInfo, make: Callable[[], Any] | None = None
+    ) -> None:
         self.vector = vector
         self.info = info
         self.num_envs = vector.num_envs
         self.next_step = vector.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
-        self._no_dummy = np.zeros(self.num_envs, np.bool_)
-        self._dummy = self._no_dummy
+        self.rebuilds = 0
+        self._make = make
+        self._bytes = info.dtype == "uint8"  # these are always finite
+        self._none = np.zeros(self.num_envs, np.bool_)
+        self._dummy = self._none
         self._no_rows = np.zeros(0, np.int64)
         self._no_finals = np.zeros((0, *info.observation_shape), info.dtype)
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
-        """Start new episodes everywhere, one seed per environment; the observations [B, ...]."""
+        """Start new episodes everywhere, one seed per environment; the observations [B, ...].
+
+        Raises RuntimeError if first observations are not finite, however often built anew.
+        """
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
-        self._dummy = self._no_dummy
-        observations, infos = self.vector.reset(seed=self._seed([int(seed) for seed in seeds]))
-        self._started(infos)
-        return np.asarray(observations, self.info.dtype)
+        self._seeds = [int(seed) for seed in seeds]
+        obs = self._begin()
+        return obs if self._sound(obs) else self._restart(np.flatnonzero(_not_finite(obs)))[1]
 
     def step(self, actions: np.ndarray) -> Step:
         """Take actions int64 [B] from 0..num_actions-1.
@@ -73,13 +86,13 @@ class EnvBatch:
         """
         observations, scores, terminated, truncated, infos = self.vector.step(actions)
         ended = self._ended(terminated, truncated, infos)
-        dummy, rows, finals = self._no_dummy, self._no_rows, self._no_finals
+        dummy, rows, finals = self._none, self._no_rows, self._no_finals
         if self.next_step:
             dummy, self._dummy = self._dummy, ended
         elif ended.any():
             rows = np.flatnonzero(ended)
             finals = _final_observations(infos, rows).astype(self.info.dtype, copy=False)
-        return Step(
+        step = Step(
             np.asarray(observations, self.info.dtype),
             self._rewards(scores),
             np.asarray(scores, np.float64),
@@ -89,7 +102,14 @@ class EnvBatch:
             dummy,
             rows,
             finals,
+            self._none,
         )
+        sound = _finite(step.rewards) and self._sound(step.obs) and self._sound(finals)
+        return step if sound else self._mended(step)
+
+    def starts(self, step: Step) -> np.ndarray:
+        """Rows [B] bool whose `obs` is the first one of an episode."""
+        return step.dummy if self.next_step else step.ended | step.dummy
 
     def leave_out(self, row: int) -> None:
         """This row is of no interest until the next reset: skip it where that saves time."""
@@ -97,6 +117,63 @@ class EnvBatch:
     def close(self) -> None:
         """Free the environments; safe to call twice."""
         self.vector.close()
+
+    def _begin(self) -> np.ndarray:
+        """Reset all with the seeds they have now; the observations [B, ...]."""
+        self._dummy = self._none
+        observations, infos = self.vector.reset(seed=self._seed(self._seeds))
+        self._started(infos)
+        return np.asarray(observations, self.info.dtype)
+
+    def _sound(self, observations: np.ndarray) -> bool:
+        return self._bytes or not len(observations) or _finite(observations)
+
+    def _mended(self, step: Step) -> Step:
+        """The step without what was not finite, its environments built anew."""
+        bad = ~np.isfinite(step.rewards) | _not_finite(step.obs)
+        bad[step.final_rows[_not_finite(step.final_obs)]] = True
+        rows, obs = self._restart(np.flatnonzero(bad))
+        faulty = self._none.copy()
+        faulty[rows] = True
+        keep = ~faulty[step.final_rows]
+        return Step(
+            obs,
+            np.where(faulty, 0, step.rewards),
+            np.where(faulty, 0, step.scores),
+            step.terminated & ~faulty,
+            step.truncated & ~faulty,
+            step.ended & ~faulty,
+            step.dummy | faulty,
+            step.final_rows[keep],
+            step.final_obs[keep],
+            faulty,
+        )
+
+    def _restart(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Build `rows` anew; the rows that begin again, and all observations [B, ...]."""
+        begun = rows = self._together(rows)
+        for _ in range(MAX_REBUILDS):
+            obs = self._rebuild(rows)
+            if self._sound(obs):
+                return begun, obs
+            rows = self._together(np.flatnonzero(_not_finite(obs)))
+        raise RuntimeError(
+            f"the first observation of an episode was not finite, {MAX_REBUILDS} times in a row "
+            "after building the environment anew; correct its reset"
+        )
+
+    def _together(self, rows: np.ndarray) -> np.ndarray:
+        """The rows that are built anew with `rows`: all of them here."""
+        return np.arange(self.num_envs)
+
+    def _rebuild(self, rows: np.ndarray) -> np.ndarray:
+        """Make `rows` anew and reset them with fresh seeds; all observations [B, ...]."""
+        self.rebuilds += 1
+        if self._make is not None:
+            self.vector.close()
+            self.vector = self._make()
+        self._seeds = [_next_seed(seed) for seed in self._seeds]
+        return self._begin()
 
     def _seed(self, seeds: list[int]) -> Any:
         """The seeds as this vector environment takes them: one generator here, hence one int."""
@@ -115,7 +192,20 @@ class EnvBatch:
 
 
 class LoopBatch(EnvBatch):
-    """Single environments in a loop, each with a seed of its own."""
+    """Single environments in a loop, each with a seed of its own; `make` builds one of them."""
+
+    vector: LoopVectorEnv
+
+    def _together(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+    def _rebuild(self, rows: np.ndarray) -> np.ndarray:
+        self.rebuilds += len(rows)
+        for row in rows.tolist():
+            self._seeds[row] = _next_seed(self._seeds[row])
+            env = self.vector.envs[row] if self._make is None else self._make()
+            self.vector.replace(row, env, self._seeds[row] % SEED_LIMIT)
+        return self.vector.observations
 
     def _seed(self, seeds: list[int]) -> list[int]:
         return [seed % SEED_LIMIT for seed in seeds]
@@ -148,72 +238,18 @@ class AtariTrainingBatch(AtariBatch):
         return truncated | (terminated & ~lost)
 
 
-class LoopVectorEnv(VectorEnv):
-    """Single environments with SAME_STEP autoreset, in the form of `async_dqn.spaces`.
+def _finite(numbers: np.ndarray) -> bool:
+    """Whether all are; the sum of squares tells in a third of the time unless it overflows."""
+    return math.isfinite(np.vdot(numbers, numbers)) or bool(np.isfinite(numbers).all())
 
-    Against SyncVectorEnv it keeps final observations of environments that reuse one array, cuts
-    episodes without a wrapper per environment, and has under half the overhead per step.
-    """
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+def _not_finite(observations: np.ndarray) -> np.ndarray:
+    """Which rows of [B, ...] hold a number that is not finite, bool [B]."""
+    return ~np.isfinite(observations).all(axis=tuple(range(1, observations.ndim)))
 
-    def __init__(self, envs: Sequence[gymnasium.Env], layout: ObservationLayout, limit: int):
-        self.envs = list(envs)
-        self.num_envs = len(self.envs)
-        space, actions = self.envs[0].observation_space, self.envs[0].action_space
-        assert isinstance(actions, spaces.Discrete)
-        low, high = (0, 255) if layout.dtype == "uint8" else (-np.inf, np.inf)
-        self.single_observation_space = spaces.Box(low, high, layout.shape, layout.dtype)
-        self.single_action_space = spaces.Discrete(int(actions.n))
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._first_action = int(actions.start)
-        self._limit = limit
-        self._elapsed = [0] * self.num_envs
-        self._playing = dict(enumerate(self.envs))
-        self._observations = np.zeros((self.num_envs, *layout.shape), layout.dtype)
-        self._finals = np.zeros_like(self._observations)
-        self._write = row_writer(space, self._observations)
-        self._write_final = row_writer(space, self._finals)
 
-    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Reset all, with one seed per environment (a list)."""
-        for row, env in enumerate(self.envs):
-            observation, _ = env.reset(seed=seed[row] if seed is not None else None)
-            self._write(row, observation)
-        self._elapsed = [0] * self.num_envs
-        self._playing = dict(enumerate(self.envs))
-        return self._observations, {}
-
-    def leave_out(self, row: int) -> None:
-        """Step this environment no more until the next reset; its row keeps what it holds."""
-        del self._playing[row]
-
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step all; `final_obs` is dense, valid in the rows of the mask `_final_obs`."""
-        rewards = np.zeros(self.num_envs)
-        terminations, truncations = np.zeros((2, self.num_envs), np.bool_)
-        elapsed, limit, write = self._elapsed, self._limit, self._write
-        chosen = (actions + self._first_action).tolist() if self._first_action else actions.tolist()
-        for row, env in self._playing.items():
-            observation, rewards[row], terminated, truncated, _ = env.step(chosen[row])
-            elapsed[row] += 1
-            if terminated or truncated or elapsed[row] >= limit:
-                terminations[row] = terminated
-                truncations[row] = truncated or elapsed[row] >= limit
-                self._write_final(row, observation)
-                observation, _ = env.reset()
-                elapsed[row] = 0
-            write(row, observation)
-        infos = {"final_obs": self._finals, "_final_obs": terminations | truncations}
-        return self._observations, rewards, terminations, truncations, infos
-
-    def close_extras(self, **kwargs: Any) -> None:
-        """Close the environments."""
-        for env in self.envs:
-            env.close()
+def _next_seed(seed: int) -> int:
+    return int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0])
 
 
 def _final_observations(infos: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:

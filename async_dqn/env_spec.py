@@ -50,13 +50,15 @@ class EnvSpec:
 
     `env` is a registered id or a class or factory that takes `kwargs`; `import_modules` are
     imported first, in every process; `max_episode_steps` None means the environment's own limit,
-    else 27,000 for Atari and 10,000 for the rest.
+    else 27,000 for Atari and 10,000 for the rest; `action_bins` are the values that each dimension
+    of continuous actions is cut into.
     """
 
     env: str | Callable[..., gymnasium.Env]
     kwargs: dict[str, Any] = field(default_factory=dict)
     import_modules: tuple[str, ...] = ()
     max_episode_steps: int | None = None
+    action_bins: int = 5
 
     @property
     def id(self) -> str | None:
@@ -85,7 +87,8 @@ class EnvInfo:
     `observation_shape` is (n,) for kind "vector" and (C, H, W) for kind "image"; networks multiply
     raw observations by `scale`; `low` and `high` are the bounds of a vector where all are finite;
     actions are 0..num_actions-1; `frames_per_step` is 4 for Atari;
-    `batched` says that many copies step together for little more than one costs.
+    `batched` says that many copies step together for little more than one costs; `actions` says
+    what the numbers mean where the action space is not Discrete (`actions.action_mapping`).
     """
 
     kind: str
@@ -98,6 +101,7 @@ class EnvInfo:
     frames_per_step: int
     max_episode_steps: int
     batched: bool = False
+    actions: dict[str, Any] | None = None
 
 
 def check_env_id(

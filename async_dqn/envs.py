@@ -5,21 +5,17 @@ id where it has one (CartPole), and a loop over single environments for everythi
 """
 
 import importlib
+from functools import partial
+from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from async_dqn.actions import action_mapping, numbered
 from async_dqn.config import UserError
-from async_dqn.env_batch import (
-    AtariBatch,
-    AtariTrainingBatch,
-    EnvBatch,
-    LoopBatch,
-    LoopVectorEnv,
-    Step,
-)
+from async_dqn.env_batch import AtariBatch, AtariTrainingBatch, EnvBatch, LoopBatch, Step
 from async_dqn.env_spec import (
     EnvInfo,
     EnvSpec,
@@ -30,7 +26,8 @@ from async_dqn.env_spec import (
     preload_modules,
     registered_spec,
 )
-from async_dqn.spaces import ObservationLayout, num_actions, observation_layout
+from async_dqn.loop_env import LoopVectorEnv
+from async_dqn.spaces import ObservationLayout, num_actions, observation_layout, parts
 
 __all__ = [
     "EnvBatch",
@@ -38,6 +35,7 @@ __all__ = [
     "EnvSpec",
     "Step",
     "check_env_id",
+    "make_env",
     "make_vector",
     "preload_modules",
     "probe",
@@ -74,12 +72,23 @@ def probe(spec: EnvSpec) -> EnvInfo:
     return batch.info
 
 
-def _make_loop(spec: EnvSpec, num_envs: int) -> EnvBatch:
+def make_env(spec: EnvSpec) -> tuple[gymnasium.Env, int]:
+    """One environment with numbered actions, and its episode limit in steps.
+
+    Raises UserError when it cannot be made or its actions cannot be numbered.
+    """
     env, limit = make_single(spec)
+    return numbered(env, spec.action_bins, spec.name), limit
+
+
+def _make_loop(spec: EnvSpec, num_envs: int) -> EnvBatch:
+    env, limit = make_env(spec)
     layout = observation_layout(env.observation_space)
-    info = _describe(layout, num_actions(env.action_space, spec.name), 1, limit)
-    envs = [env, *(make_single(spec)[0] for _ in range(num_envs - 1))]
-    return LoopBatch(LoopVectorEnv(envs, layout, limit), info)
+    count = num_actions(env.action_space, spec.name)
+    info = _describe(layout, count, 1, limit, actions=action_mapping(env))
+
+    envs = [env, *(make_env(spec)[0] for _ in range(num_envs - 1))]
+    return LoopBatch(LoopVectorEnv(envs, layout, limit), info, lambda: make_env(spec)[0])
 
 
 def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
@@ -91,9 +100,11 @@ def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
         return None
     limit = episode_limit(spec, registered.max_episode_steps)
     kwargs = {**spec.kwargs, "max_episode_steps": limit}
+
+    make = partial(gymnasium.make_vec, registered, num_envs, "vector_entry_point", **kwargs)
     try:
         with creation_errors(spec):
-            vector = gymnasium.make_vec(registered, num_envs, "vector_entry_point", **kwargs)
+            vector = make()
     except UserError as error:
         if isinstance(error.__cause__, TypeError):
             return None  # it does not take these arguments; a single environment may
@@ -105,7 +116,7 @@ def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
     if plain and counted and resets in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
         layout = observation_layout(space)
         info = _describe(layout, num_actions(actions, spec.name), 1, limit, batched=True)
-        return EnvBatch(vector, info)
+        return EnvBatch(vector, info, make)
     vector.close()
     return None
 
@@ -119,7 +130,8 @@ def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
     with creation_errors(spec):
         limit = spec.max_episode_steps or kwargs["max_num_frames_per_episode"] // frames
         kwargs["max_num_frames_per_episode"] = limit * frames
-        vector = importlib.import_module("ale_py.vector_env").AtariVectorEnv(
+        make = partial(
+            importlib.import_module("ale_py.vector_env").AtariVectorEnv,
             num_envs=num_envs,
             life_loss_info=training,  # not episodic_life: that starts a new game at a lost life
             episodic_life=False,
@@ -127,13 +139,19 @@ def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
             autoreset_mode=AutoresetMode.SAME_STEP,
             **kwargs,
         )
+        vector = make()
     layout = observation_layout(vector.single_observation_space)
     info = _describe(layout, num_actions(vector.single_action_space, spec.name), frames, limit)
-    return (AtariTrainingBatch if training else AtariBatch)(vector, info)
+    return (AtariTrainingBatch if training else AtariBatch)(vector, info, make)
 
 
 def _describe(
-    layout: ObservationLayout, actions: int, frames: int, limit: int, batched: bool = False
+    layout: ObservationLayout,
+    num_actions: int,
+    frames: int,
+    limit: int,
+    batched: bool = False,
+    actions: dict[str, Any] | None = None,
 ) -> EnvInfo:
     return EnvInfo(
         layout.kind,
@@ -142,10 +160,11 @@ def _describe(
         layout.scale,
         layout.low,
         layout.high,
-        actions,
+        num_actions,
         frames,
         limit,
         batched,
+        actions,
     )
 
 
@@ -154,12 +173,14 @@ def _check_interface(env: gymnasium.Env) -> None:
     first = env.reset(seed=0)
     if not (isinstance(first, tuple) and len(first) == 2):
         raise UserError("env returns no (observation, info) from reset; port it to Gymnasium")
-    returned, declared = np.asarray(first[0]).dtype, np.dtype(env.observation_space.dtype)
-    if returned.kind == "f" and declared.kind in "bu":  # pixels in 0..1 would all become 0
-        raise UserError(
-            f"env returns {returned} observations, its space says {declared}; "
-            "correct its observation_space"
-        )
+    for part, space, observation in parts(env.observation_space, first[0]):
+        returned, declared = np.asarray(observation).dtype, np.dtype(space.dtype)
+        truncated = "biu" if part else "bu"  # pixels in 0..1 would all become 0
+        if returned.kind == "f" and declared.kind in truncated:
+            raise UserError(
+                f"env returns {returned} observations, its space says {declared}; "
+                "correct its observation_space"
+            )
     assert isinstance(env.action_space, spaces.Discrete)
     values = env.step(int(env.action_space.start))
     if len(values) != 5:

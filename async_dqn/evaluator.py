@@ -14,9 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from async_dqn.algorithms import build_algorithm
 from async_dqn.child import RecordPipe, enter_child, report_failure
-from async_dqn.envs import EnvBatch, make_vector
 from async_dqn.parameters import (
     ACKNOWLEDGED,
     CPU_NS,
@@ -33,10 +31,10 @@ from async_dqn.parameters import (
     FlatNetwork,
     ParameterStore,
 )
+from async_dqn.player import Player
 from async_dqn.task import CONFIRMATION, SCREENING, ChildStart, Task
 
 SCREENING_EPISODES = 10
-LOOPED_ENVS, BATCHED_ENVS = 20, 100  # at once
 MIN_EPISODES_TO_ABANDON = 20
 # An evaluation starts only if, at the price of the last one, the evaluator's CPU time stays below
 # this share of the run's plus these seconds. While a threshold is wanted, a mere best score is
@@ -60,49 +58,6 @@ class Evaluation:
     final: bool = False
 
 
-class Player:
-    """Plays whole episodes with a fixed network: true rewards, greedy but for `eval_epsilon`."""
-
-    def __init__(self, task: Task, network: FlatNetwork):
-        self.task, self.network = task, network
-        self.algorithm = build_algorithm(task.config.algorithm)
-        self._envs: dict[int, EnvBatch] = {}
-
-    def play(self, episodes: int, *key: int) -> Iterator[list[tuple[float, int]]]:
-        """Yield, after every vector step, the (score, length) pairs finished so far.
-
-        The same key gives the same episodes to the same network. Every environment plays a fixed
-        number of them, so that short episodes are not over-represented.
-        """
-        count = min(episodes, BATCHED_ENVS if self.task.info.batched else LOOPED_ENVS)
-        if count not in self._envs:
-            self._envs[count] = make_vector(self.task.spec, count, training=False)
-        envs = self._envs[count]
-        left = np.full(count, episodes // count)
-        left[: episodes % count] += 1
-        epsilon = np.full(count, self.task.eval_epsilon, np.float32)
-        generator = self.task.generator(*key)
-        finished: list[tuple[float, int]] = []
-        score, length = np.zeros(count), np.zeros(count, np.int64)
-        obs = envs.reset(self.task.seeds(count, *key))
-        while left.any():
-            with torch.inference_mode():
-                output, _ = self.network.net(torch.from_numpy(obs))
-                actions, _ = self.algorithm.act(output, epsilon, generator)
-            step = envs.step(actions)
-            obs = step.obs
-            score += step.scores
-            length += ~step.dummy
-            for row in np.flatnonzero(step.ended):
-                if left[row]:
-                    finished.append((float(score[row]), int(length[row])))
-                    left[row] -= 1
-                    if not left[row]:
-                        envs.leave_out(int(row))
-                score[row], length[row] = 0.0, 0
-            yield finished
-
-
 class Evaluator:
     """Decides what a snapshot is worth."""
 
@@ -114,7 +69,10 @@ class Evaluator:
         self._price = 0.0  # CPU seconds of the last screening
 
     def evaluate(self, final: bool = False) -> Generator[None, None, Evaluation | None]:
-        """Snapshot theta and score it, one vector step per `next`; None if theta is not finite."""
+        """Snapshot theta and score it, one vector step per `next`.
+
+        None if theta is not finite, or the environments break down all the time.
+        """
         if not self.store.snapshot.publish(self.store.theta, self.store.steps):
             return None
         stamp = self.store.snapshot.read(self.network.vector)
@@ -123,12 +81,14 @@ class Evaluator:
         if not final:
             scores = yield from _last(self.player.play(SCREENING_EPISODES, SCREENING))
             self._price = time.process_time() - begun
+            if not scores:
+                return None
             if not self._worth_confirming(_mean(scores)):
                 return _summary(stamp, scores, confirmed=False)
         goal = -math.inf if final else self.goal
         confirmed = yield from self._confirm(episodes, goal)
         if len(confirmed) < episodes:
-            return _summary(stamp, scores, confirmed=False)
+            return _summary(stamp, scores, confirmed=False) if scores else None
         self.best = max(self.best, _mean(confirmed))
         return _summary(stamp, confirmed, confirmed=True, final=final)
 

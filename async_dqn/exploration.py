@@ -1,17 +1,64 @@
-"""Who explores how much: final epsilons over all environments, annealed over global steps.
+"""Who explores how much: two exploring policies, and their strength over environments and time.
 
 The ladder is the mix of Mnih et al. 2016 (section 5.1): final epsilons 0.1, 0.01 and 0.5 in the
 proportions 0.4, 0.3, 0.3. The paper draws one per worker; here they are dealt over all W x B
-environments by largest remainder, so that the mix is the same at every number of workers.
+environments by largest remainder, so that the mix is the same at every number of workers. Ape-X's
+ladder (Horgan et al. 2018, section 4.1) is geometric. Both run over global steps, annealed from
+one start.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 LADDER = ((0.1, 0.4), (0.01, 0.3), (0.5, 0.3))
+APEX_EPSILON, APEX_ALPHA = 0.4, 7.0
+
+Floats = NDArray[np.float32]
+Choice = tuple[NDArray[np.int64], NDArray[np.bool_]]
 
 
-def ladder(count: int) -> NDArray[np.float32]:
+# How strong, of which environment, at which step
+
+
+class Schedule(NamedTuple):
+    """Epsilon (Boltzmann: the temperature) of some environments over global steps."""
+
+    start: float
+    finals: Floats  # [B]
+    steps: int
+
+    def at(self, step: int) -> Floats:
+        """The values [B] at a GLOBAL step: linear from `start` to `finals` over `steps`."""
+        progress = min(1.0, step / self.steps)
+        return (self.start + (self.finals - self.start) * progress).astype(np.float32)
+
+    def of(self, worker: int, count: int) -> "Schedule":
+        """The part of one worker with `count` environments."""
+        return self._replace(finals=self.finals[worker * count : (worker + 1) * count])
+
+
+def schedule(exploration: Any, count: int) -> Schedule:
+    """The schedule of all `count` environments for the exploration settings."""
+    start, final = exploration.epsilon_start, exploration.epsilon_final
+    match exploration.exploration:
+        case "ladder":
+            finals = ladder(count)
+        case "apex":
+            finals = apex_ladder(count)
+        case "boltzmann":
+            start, finals = exploration.temperature_start, exploration.temperature_final
+        case "noisy":  # alone from the first step on, the noise of a new network gets stuck
+            finals = 0.0
+        case _:
+            finals = final
+    finals = np.broadcast_to(np.float32(finals), count)
+    return Schedule(start, finals, exploration.epsilon_steps)
+
+
+def ladder(count: int) -> Floats:
     """Return the final epsilons [count] in the ladder's proportions, evenly interleaved."""
     shares = np.array([share for _, share in LADDER]) * count
     counts = np.floor(shares).astype(int)
@@ -21,24 +68,27 @@ def ladder(count: int) -> NDArray[np.float32]:
     return np.array([epsilon for _, epsilon in sorted(dealt)], np.float32)
 
 
-def final_epsilons(exploration: str, epsilon_final: float, count: int) -> NDArray[np.float32]:
-    """Return the final epsilon of each of `count` environments for `--exploration`."""
-    if exploration == "ladder":
-        return ladder(count)
-    return np.full(count, epsilon_final, np.float32)
+def apex_ladder(count: int) -> Floats:
+    """Return epsilons [count]: 0.4^(1 + 7 i / (count - 1)) for i = 0..count-1."""
+    exponents = 1 + APEX_ALPHA * np.arange(count) / max(1, count - 1)
+    return (APEX_EPSILON**exponents).astype(np.float32)
 
 
-def anneal(
-    finals: NDArray[np.float32], start: float, anneal_steps: int, step: int
-) -> NDArray[np.float32]:
-    """Return epsilon [B] at a GLOBAL step: linear from `start` to `finals` over `anneal_steps`."""
-    progress = min(1.0, step / anneal_steps) if anneal_steps else 1.0
-    return (start + (finals - start) * progress).astype(np.float32)
+# Policies
 
 
-def epsilon_greedy(
-    q_values: NDArray[np.float32], epsilon: NDArray[np.float32], generator: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+class Policy(NamedTuple):
+    """A stochastic policy over Q-values with a strength per row.
+
+    `act(q_values [N, A], strength [N], generator)` draws actions [N] and says which of them are
+    greedy [N]; `probabilities(q_values, strength)` [N, A] are those it draws with.
+    """
+
+    act: Callable[[Floats, Floats, np.random.Generator], Choice]
+    probabilities: Callable[[Floats, Floats], Floats]
+
+
+def epsilon_greedy(q_values: Floats, epsilon: Floats, generator: np.random.Generator) -> Choice:
     """Choose actions [B] from `q_values` [B, A]; also say which of them are greedy, [B]."""
     best = q_values.argmax(axis=1)
     explore = generator.random(len(best)) < epsilon
@@ -46,3 +96,29 @@ def epsilon_greedy(
         return best, ~explore
     actions = np.where(explore, generator.integers(q_values.shape[1], size=len(best)), best)
     return actions, actions == best
+
+
+def epsilon_soft(q_values: Floats, epsilon: Floats) -> Floats:
+    """The probabilities [N, A] of `epsilon_greedy`."""
+    count, actions = q_values.shape
+    soft = np.repeat(epsilon[:, None] / actions, actions, axis=1)
+    soft[np.arange(count), q_values.argmax(axis=1)] += 1 - epsilon
+    return soft.astype(np.float32)
+
+
+def sample_softmax(q_values: Floats, temperature: Floats, generator: np.random.Generator) -> Choice:
+    """Draw actions [B] from softmax(Q / temperature), by the Gumbel-max trick."""
+    noise = generator.gumbel(size=q_values.shape)
+    actions = (q_values / temperature[:, None] + noise).argmax(axis=1)
+    return actions, actions == q_values.argmax(axis=1)
+
+
+def softmax(q_values: Floats, temperature: Floats) -> Floats:
+    """The probabilities [N, A] of `sample_softmax`."""
+    scaled = (q_values - q_values.max(axis=1, keepdims=True)) / temperature[:, None]
+    weights = np.exp(scaled)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+EPSILON_GREEDY = Policy(epsilon_greedy, epsilon_soft)
+BOLTZMANN = Policy(sample_softmax, softmax)

@@ -10,9 +10,9 @@ import torch
 from async_dqn.algorithms import build_algorithm
 from async_dqn.collector import Collector
 from async_dqn.envs import make_vector
-from async_dqn.exploration import anneal
 from async_dqn.optimizers import Optimizer
 from async_dqn.parameters import (
+    ENV_ERRORS,
     ENV_STEP,
     EPISODES,
     HEARTBEAT_NS,
@@ -23,7 +23,8 @@ from async_dqn.parameters import (
     FlatNetwork,
     ParameterStore,
 )
-from async_dqn.task import TRAINING, Task
+from async_dqn.rollout import Rollout
+from async_dqn.task import NOISE, REPLAY, TRAINING, Task
 
 
 class Learner:
@@ -35,53 +36,81 @@ class Learner:
         self.network = FlatNetwork(task.network())
         has_target = config.optimizer.target_sync_steps is not None
         self.target = FlatNetwork(task.network(), gradient=False) if has_target else None
-        self.algorithm = build_algorithm(config.algorithm)
-        self.finals = task.final_epsilons(index)
+        self.algorithm = build_algorithm(config)
+        self.exploration = task.exploration.of(index, config.parallel.envs_per_worker)
+        self.envs = make_vector(task.spec, config.parallel.envs_per_worker, training=True)
         self.collector = Collector(
-            make_vector(task.spec, config.parallel.envs_per_worker, training=True),
+            self.envs,
             self.algorithm,
             self.network.net,
             config.parallel.rollout_length,
-            config.algorithm.gamma,
-            config.algorithm.reward_scale,
+            config.algorithm,
             task.info.num_actions,
         )
+        self.shard = task.replay_shard()
         self.statistics = Statistics()
         self_check(self.network, task.optimizer())
 
     def reset(self, *stream: int) -> None:
         """Start new episodes; every random number now follows from the seed and `stream`."""
-        count = self.task.config.parallel.envs_per_worker
-        self.store.pull(self.network)
+        task, count = self.task, self.envs.num_envs
+        self.generator = task.generator(REPLAY, *stream)
+        self._noise = torch.Generator().manual_seed(task.seeds(1, NOISE, *stream)[0])
+        self._pull()
         self.collector.reset(
-            self.task.seeds(count, TRAINING, *stream),
+            task.seeds(count, TRAINING, *stream),
             self.epsilon(self.store.steps),
-            self.task.generator(TRAINING, *stream),
+            task.generator(TRAINING, *stream),
         )
+        if self.shard is not None:
+            self.shard.cut()
 
     def epsilon(self, step: int) -> np.ndarray:
         """Epsilon [B] at a global step."""
-        exploration = self.task.config.exploration
-        return anneal(
-            self.finals, exploration.epsilon_start, exploration.epsilon_steps, step
-        ) * np.float32(self.store.epsilon_multiplier)
+        return self.exploration.at(step) * np.float32(self.store.epsilon_multiplier)
 
     def update(self, budget: int) -> None:
-        """One rollout of at most `budget` steps and, unless it teaches nothing, one update."""
+        """One rollout of at most `budget` steps, and what is to be learned after it."""
         step = self.store.steps
-        self.store.pull(self.network)
-        if self.target is not None:
-            self.store.pull_target(self.target)
+        self._pull()
         self.slot[PHASE] = ENV_STEP
         rollout = self.collector.collect(self.epsilon(step), budget, self._record)
         self.slot[PHASE] = LEARNING
         self.slot[EPISODES] += self.collector.take_episode_count()
-        if rollout.weights.any():
-            target = self.target.net if self.target is not None else None
-            self.network.gradient.zero_()
-            loss, q_values = self.algorithm.loss(self.network.net, target, rollout)
-            loss.backward()
-            self._push(step, loss, q_values)
+        if self.shard is not None:
+            self.shard.add(rollout)
+        for epoch in range(self.task.config.parallel.epochs):
+            if epoch:
+                self._pull()
+            batch = rollout if self.shard is None else self._drawn(step)
+            if batch is not None and batch.weights.any():
+                self._learn(batch, step)
+
+    def _pull(self) -> None:
+        """Copy the shared networks; noisy ones draw anew, one draw per environment."""
+        self.store.pull(self.network)
+        self.network.net.draw_noise(self.envs.num_envs, self._noise)
+        if self.target is not None:
+            self.store.pull_target(self.target)
+            self.target.net.draw_noise(self.envs.num_envs, self._noise)
+
+    def _drawn(self, step: int) -> Rollout | None:
+        """A batch from replay, once there is enough to draw from."""
+        replay = self.task.config.replay
+        if step < replay.replay_start or not self.shard.ready:
+            return None
+        progress = step / self.task.config.run.steps
+        beta = replay.priority_beta + (1 - replay.priority_beta) * min(1.0, progress)
+        return self.shard.sample(self.generator, beta)
+
+    def _learn(self, rollout: Rollout, step: int) -> None:
+        target = self.target.net if self.target is not None else None
+        self.network.gradient.zero_()
+        loss, q_values, errors = self.algorithm.loss(self.network.net, target, rollout)
+        loss.backward()
+        self._push(step, loss, q_values)
+        if self.shard is not None:
+            self.shard.update_priorities(errors[: rollout.rewards.shape[1]].numpy())
 
     def record(self) -> dict[str, Any]:
         """What happened since `clear`: sums over updates and (return, length) of episodes."""
@@ -93,25 +122,36 @@ class Learner:
         self.collector.finished.clear()
 
     def _push(self, step: int, loss: torch.Tensor, q_values: torch.Tensor) -> None:
-        gradient = self.network.gradient
-        limit = self.task.config.optimizer.max_grad_norm
+        gradient, settings = self.network.gradient, self.task.config.optimizer
+        limit = settings.max_grad_norm
         norm = gradient.norm().item()
         if not math.isfinite(norm):  # checked before any shared write
             self.slot[SKIPPED] += 1
             return
         if norm > limit:
             gradient.mul_(limit / norm)
-        staleness = self.store.push(gradient, self.task.learning_rate(step))
+        staleness = self.store.push(
+            gradient,
+            self.task.learning_rate(step),
+            settings.staleness_scaling,
+            settings.max_staleness,
+        )
         self.statistics.add(loss.item(), norm, q_values.mean().item(), staleness)
 
     def _record(self, count: int) -> None:
         """Count a vector step at once, so that a kill loses at most one."""
         self.slot[STEPS] += count
+        if self.envs.rebuilds:
+            self.slot[ENV_ERRORS] += self.envs.rebuilds
+            self.envs.rebuilds = 0
         self.slot[HEARTBEAT_NS] = time.monotonic_ns()
 
 
 class Statistics:
-    """Sums over updates, added up by the worker and merged by the trainer."""
+    """Sums over updates, added up by the worker and merged by the trainer.
+
+    Those dropped as too stale are among them: their staleness is what shows why.
+    """
 
     def __init__(self):
         self.updates, self.loss, self.grad_norm, self.q_mean = 0, 0.0, 0.0, 0.0

@@ -100,6 +100,7 @@ class NetworkConfig(Section):
     v_max: float = setting(10.0, "highest return of the categorical values", within=FINITE)
     noisy: bool = setting(False, "noise learned in the dense layers (NoisyNet)")
     recurrent: bool = setting(False, "an LSTM after the torso, for hidden state")
+    input_scaling: bool = setting(False, "map vectors with finite bounds to [-1, 1]")
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class OptimizerConfig(Section):
     )
     max_grad_norm: float = setting(10.0, "gradients are clipped to this norm", within=POSITIVE)
     staleness_scaling: bool = setting(
-        False, "divide the learning rate by the updates others made since the pull"
+        False, "divide the learning rate by the updates others made since the pull, if above 1"
     )
     max_staleness: int | None = setting(
         None,
@@ -180,7 +181,7 @@ class ExplorationConfig(Section):
             "apex": "final epsilons 0.4^(1 + 7 i / (n - 1)) over all environments",
             "epsilon": "one epsilon for all",
             "boltzmann": "actions drawn from softmax(Q / temperature)",
-            "noisy": "the noise of --noisy, no epsilon",
+            "noisy": "the noise of --noisy; epsilon falls to 0",
         },
     )
     epsilon_start: float = setting(1.0, "epsilon of the first step", within=UNIT_INTERVAL)

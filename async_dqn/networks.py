@@ -1,141 +1,109 @@
-"""Q-networks: a torso by observation shape and a linear or dueling head.
+"""Q-networks: a torso by observation shape, perhaps an LSTM, and a head.
 
 `net(obs, state=None) -> (output, state)`; the output always has `q_values` [N, A]. Observations
 go in raw (bytes stay bytes until here), so that acting, learning and deployment preprocess alike.
-No layer keeps running statistics (a racy update would tear them): LayerNorm only, which is also
-what lets Q-learning do without a target network (PQN, Gallici et al. 2024).
-
-Initialisation is torch's default (He-uniform, fan-in) but for the output layer, which starts at a
-hundredth of it so that the first greedy policy follows no accident of the seed.
+Initialisation is stated where the layers are: `torsos`, `heads`, `noisy`; the LSTM has torch's
+default, all weights and biases uniform within 1 / sqrt(its width).
 """
 
-from typing import NamedTuple
-
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
 from async_dqn.architecture import Architecture
+from async_dqn.heads import QOutput, build_head
+from async_dqn.noisy import NoisyLinear
+from async_dqn.torsos import build_torso
 
+__all__ = ["QNetwork", "QOutput", "State", "restarted"]
 
-class QOutput(NamedTuple):
-    """What every head returns."""
-
-    q_values: torch.Tensor  # [N, A]
-
-
-class LinearHead(nn.Module):
-    """Q(s, .) = W features + b."""
-
-    def __init__(self, features: int, num_actions: int):
-        super().__init__()
-        self.q = _small(nn.Linear(features, num_actions))
-
-    def forward(self, features: torch.Tensor) -> QOutput:
-        return QOutput(self.q(features))
-
-
-class DuelingHead(nn.Module):
-    """Q = V + A - mean A (Wang et al. 2016, eq. 9)."""
-
-    def __init__(self, features: int, num_actions: int):
-        super().__init__()
-        self.value = _small(nn.Linear(features, 1))
-        self.advantage = _small(nn.Linear(features, num_actions))
-
-    def forward(self, features: torch.Tensor) -> QOutput:
-        advantage = self.advantage(features)
-        return QOutput(self.value(features) + advantage - advantage.mean(1, keepdim=True))
+State = tuple[torch.Tensor, torch.Tensor]  # (h, c) of an LSTM, [N, width] each
 
 
 class QNetwork(nn.Module):
-    """Torso and head over raw observations [N, *observation_shape]."""
+    """Torso, LSTM if recurrent, and head over raw observations [N, *observation_shape].
+
+    The LSTM (DRQN, Hausknecht & Stone 2015) follows the torso's last layer and is as wide as that;
+    as wide as the last of `hidden` where the torso has no layer. It has no noise of its own in
+    noisy networks. Without it the state is None.
+    """
 
     def __init__(self, architecture: Architecture):
         super().__init__()
         self.scale = architecture.scale
-        self.torso, features = _torso(architecture)
-        head = DuelingHead if architecture.dueling else LinearHead
-        self.head = head(features, architecture.num_actions)
+        self.torso, features = build_torso(architecture)
+        self.cell = None
+        if architecture.recurrent:
+            width = architecture.hidden[-1] if architecture.network == "linear" else features
+            self.cell = nn.LSTMCell(features, width)
+            features = width
+        self.head = build_head(architecture, features)
 
-    def forward(self, obs: torch.Tensor, state: tuple | None = None) -> tuple[QOutput, None]:
+    def forward(
+        self, obs: torch.Tensor, state: State | None = None
+    ) -> tuple[QOutput, State | None]:
+        """One step of N rows; a recurrent network starts from zeros where `state` is None."""
+        features = self._features(obs)
+        if self.cell is not None:
+            state = self.cell(features, state)
+            features = state[0]
+        return self.head(features), state
+
+    def initial_state(self, count: int) -> State | None:
+        """The state of `count` rows at the start of an episode: zeros; None if not recurrent."""
+        if self.cell is None:
+            return None
+        return torch.zeros(count, self.cell.hidden_size), torch.zeros(count, self.cell.hidden_size)
+
+    def unroll(
+        self, obs: torch.Tensor, state: State, starts: torch.Tensor
+    ) -> tuple[QOutput, State]:
+        """T steps of B rows in one graph, gradients through time; recurrent networks only.
+
+        `obs` is [T, B, ...], `state` what was before row 0, and `starts` [T, B] bool marks first
+        observations of an episode, before which the state is zeroed. Returns the output over T * B
+        rows, time-major, and the states AFTER every row, [T, B, width] each.
+        """
+        features, cell = self._features(obs.flatten(0, 1)), self.cell
+        # The inputs' part of the gates at once: half the products, and half the weight gradients.
+        inputs = functional.linear(features, cell.weight_ih, cell.bias_ih)
+        states = []
+        for row, start in zip(inputs.unflatten(0, starts.shape), starts.unsqueeze(2), strict=True):
+            h, c = (part.masked_fill(start, 0.0) for part in state)
+            state = _lstm(row + functional.linear(h, cell.weight_hh, cell.bias_hh), c)
+            states.append(state)
+        h, c = (torch.stack(parts) for parts in zip(*states, strict=True))
+        return self.head(h.flatten(0, 1)), (h, c)
+
+    def draw_noise(self, rows: int, generator: torch.Generator) -> None:
+        """Draw the noise of a noisy network, kept until the next call: one draw per row.
+
+        A forward of N rows gives row n the draw n % `rows`. 0 rows switch noise off, as it is at
+        construction. Nothing happens in networks without noise.
+        """
+        for module in self.modules():
+            if isinstance(module, NoisyLinear):
+                module.draw(rows, generator)
+
+    def _features(self, obs: torch.Tensor) -> torch.Tensor:
         # One pass: multiplying bytes by a float also converts them.
         if self.scale != 1.0 or obs.dtype != torch.float32:
             obs = obs * self.scale
-        return self.head(self.torso(obs)), state
+        return self.torso(obs)
 
 
-class Convolutions(nn.Sequential):
-    """Convolution layers, in bfloat16 if asked; the features that come out are float32.
-
-    Only here: small differences of Q-values do not survive bfloat16 in the last layers.
-    """
-
-    def __init__(self, bfloat16: bool, *layers: nn.Module):
-        super().__init__(*layers)
-        self.bfloat16 = bfloat16
-
-    def forward(self, planes: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
-            return super().forward(planes).float()
+def restarted(state: State | None, starts: NDArray[np.bool_]) -> State | None:
+    """The state [N, width], zeroed in the rows [N] where an episode starts."""
+    if state is None or not starts.any():
+        return state
+    hidden, cell = (part.masked_fill(torch.from_numpy(starts)[:, None], 0.0) for part in state)
+    return hidden, cell
 
 
-# Convolution stacks: (channels, kernel, stride) per layer and the width of the dense layer.
-CONVOLUTIONS = {
-    "small-conv": (((16, 3, 1),), 128),  # Young & Tian 2019 (MinAtar)
-    "nips": (((16, 8, 4), (32, 4, 2)), 256),  # Mnih et al. 2013, and of the asynchronous paper
-    "nature": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512),  # Mnih et al. 2015
-}
-
-
-def _torso(architecture: Architecture) -> tuple[nn.Sequential, int]:
-    if architecture.network == "mlp":
-        return _mlp(architecture)
-    if architecture.network == "conv":
-        return _conv(architecture, _halving_stack(architecture.observation_shape), 256)
-    return _conv(architecture, *CONVOLUTIONS[architecture.network])
-
-
-def _mlp(architecture: Architecture) -> tuple[nn.Sequential, int]:
-    (width,) = architecture.observation_shape
-    layers: list[nn.Module] = []
-    for hidden in architecture.hidden:
-        layers += [*_dense(width, hidden, architecture.layer_norm), nn.ReLU()]
-        width = hidden
-    return nn.Sequential(*layers), width
-
-
-def _conv(architecture: Architecture, stack, dense: int) -> tuple[nn.Sequential, int]:
-    channels, height, width = architecture.observation_shape
-    layers: list[nn.Module] = []
-    for out, kernel, stride in stack:
-        layers.append(nn.Conv2d(channels, out, kernel, stride))
-        if architecture.layer_norm:
-            layers.append(nn.GroupNorm(1, out))  # one group: LayerNorm over the whole feature map
-        layers.append(nn.ReLU())
-        channels = out
-        height, width = (1 + (side - kernel) // stride for side in (height, width))
-    convolutions = Convolutions(architecture.bfloat16, *layers, nn.Flatten())
-    layers = _dense(channels * height * width, dense, architecture.layer_norm)
-    return nn.Sequential(convolutions, *layers, nn.ReLU()), dense
-
-
-def _halving_stack(shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """3x3 convolutions of stride 2 until the shorter side is at most 8."""
-    side, stack = min(shape[1:]), [(16, 3, 1)]
-    side -= 2
-    while side > 8:
-        stack.append((32, 3, 2))
-        side = 1 + (side - 3) // 2
-    return stack
-
-
-def _dense(inputs: int, outputs: int, layer_norm: bool) -> list[nn.Module]:
-    linear = nn.Linear(inputs, outputs)
-    return [linear, nn.LayerNorm(outputs)] if layer_norm else [linear]
-
-
-def _small(layer: nn.Linear) -> nn.Linear:
-    with torch.no_grad():
-        layer.weight.mul_(0.01)
-        layer.bias.zero_()
-    return layer
+def _lstm(gates: torch.Tensor, c: torch.Tensor) -> State:
+    """nn.LSTMCell from the sum of its two products on: the next (h, c)."""
+    enter, keep, candidate, show = gates.chunk(4, 1)
+    c = keep.sigmoid() * c + enter.sigmoid() * candidate.tanh()
+    return show.sigmoid() * c.tanh(), c

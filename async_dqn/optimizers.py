@@ -1,8 +1,9 @@
-"""Optimisers on flat shared vectors: one in-place update of theta and the statistics, no lock.
+"""Optimisers on flat vectors in the shared block: one in-place update of theta, no lock.
 
 State is allocated before the workers start (lazily built moments would be private), and the
 update count is an argument: the SUM of all workers' counts, so that a restarted worker goes on
-where it was. Workers race on the vectors; that is the method (Hogwild, Recht et al. 2011).
+where it was. Workers race on theta; that is the method (Hogwild, Recht et al. 2011). The state is
+one for all workers, who race on it too, or one per worker (Mnih et al. 2016 compare the two).
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ from torch.optim.adam import adam
 
 
 class Optimizer(Protocol):
-    """An update rule; `rows` is how many state vectors of theta's size it needs."""
+    """An update rule; `rows` is how many state vectors of theta's size it needs.
+
+    `shared`: all workers use the same rows; otherwise each has its own.
+    """
 
     rows: ClassVar[int]
+    shared: ClassVar[bool]
 
     def step(
         self,
@@ -29,15 +34,16 @@ class Optimizer(Protocol):
 
 
 @dataclass(frozen=True)
-class SharedRMSProp:
-    """Shared RMSProp of Mnih et al. 2016 (eq. 8-9), uncentred: epsilon INSIDE the root.
+class RMSProp:
+    """RMSProp of Mnih et al. 2016 (eq. 8-9), uncentred, each worker its own mean square.
 
-    torch adds epsilon outside; learning rates do not carry over between the two.
+    Epsilon lies INSIDE the root, torch adds it outside: learning rates do not carry over.
     """
 
     decay: float = 0.99
     eps: float = 0.1
     rows: ClassVar[int] = 1
+    shared: ClassVar[bool] = False
 
     def step(self, theta, gradient, state, lr, updates):
         (mean_square,) = state
@@ -45,10 +51,35 @@ class SharedRMSProp:
         theta.addcdiv_(gradient, (mean_square + self.eps).sqrt_(), value=-lr)
 
 
+class SharedRMSProp(RMSProp):
+    """The same with one mean square for all workers: Shared RMSProp, the paper's most robust."""
+
+    shared = True
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """Momentum SGD of Mnih et al. 2016: m = a m + (1 - a) g; theta -= lr m; each worker its own m.
+
+    The mean of gradients, not their sum: where torch's SGD without dampening takes lr, this takes
+    lr / (1 - a). The paper gives a figure for RMSProp's decay only, 0.99; it serves here too.
+    """
+
+    decay: float = 0.99
+    rows: ClassVar[int] = 1
+    shared: ClassVar[bool] = False
+
+    def step(self, theta, gradient, state, lr, updates):
+        (mean,) = state
+        mean.lerp_(gradient, 1 - self.decay)
+        theta.add_(mean, alpha=-lr)
+
+
 class SharedAdam:
     """Adam (Kingma & Ba 2015) with both moments shared, through torch's fused CPU kernel."""
 
     rows: ClassVar[int] = 2
+    shared: ClassVar[bool] = True
 
     def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-5):
         self.betas = (beta1, beta2)
@@ -75,4 +106,9 @@ class SharedAdam:
         )
 
 
-OPTIMIZERS: dict[str, type] = {"shared-adam": SharedAdam, "shared-rmsprop": SharedRMSProp}
+OPTIMIZERS: dict[str, type] = {
+    "shared-adam": SharedAdam,
+    "shared-rmsprop": SharedRMSProp,
+    "rmsprop": RMSProp,
+    "momentum": Momentum,
+}

@@ -1,8 +1,8 @@
 """The global parameters: `ParameterStore` is one process's view of the shared block.
 
-Every word has exactly one writer (design section 2); theta and the optimiser state are written
-by all workers without a lock (Hogwild). Counters are read as the SUM over the slots: a counter
-that several processes increment loses increments.
+Every word has exactly one writer (design section 2); theta and a shared optimiser state are
+written by all workers without a lock (Hogwild). Counters are read as the SUM over the slots: a
+counter that several processes increment loses increments.
 """
 
 import math
@@ -28,8 +28,14 @@ WORKERS_STOP, EVALUATOR_ORDER, ACKNOWLEDGED = range(3)
 RUN, FINISH, QUIT = range(3)  # the evaluator's orders
 
 
-def sections(workers: int, size: int, optimizer_rows: int) -> tuple[Section, ...]:
-    """The table of the block for `workers` workers and `size` parameters (padded)."""
+def sections(
+    workers: int, size: int, optimizer_rows: int, shared: bool = True
+) -> tuple[Section, ...]:
+    """The table of the block for `workers` workers and `size` parameters (padded).
+
+    `optimizer_rows` state vectors are there once if `shared`, else once for every worker.
+    """
+    owners = 1 if shared else workers
     return (
         Section("control", "int64", (8,)),
         Section("multipliers", "float64", (2,)),  # learning rate, epsilon
@@ -37,7 +43,7 @@ def sections(workers: int, size: int, optimizer_rows: int) -> tuple[Section, ...
         # one row per worker, one for the evaluator, one with what earlier sessions of the run did
         Section("slots", "int64", (workers + 2, SLOT_WORDS)),
         Section("theta", "float32", (size,)),
-        Section("optimizer", "float32", (optimizer_rows, size)),
+        Section("optimizer", "float32", (owners, optimizer_rows, size)),
         *_double_buffer("target", size),
         *_double_buffer("snapshot", size),
     )
@@ -155,6 +161,17 @@ def _checksum(vector: torch.Tensor) -> int:
     return int(vector.numpy().view(np.int64).sum())
 
 
+def _own_state(states: torch.Tensor, slot: int) -> list[torch.Tensor]:
+    """The rows [P] that pushes from `slot` update.
+
+    None for trainer and evaluator where each worker has its own: a push of theirs, which would
+    be a mistake, fails instead of moving a worker's state.
+    """
+    if len(states) == 1:
+        return list(states[0])
+    return list(states[slot]) if slot < len(states) else []
+
+
 class ParameterStore:
     """Pull, push and count on the shared block, as the owner of one slot."""
 
@@ -162,7 +179,8 @@ class ParameterStore:
         self.block = block
         self.optimizer = optimizer
         self.theta = torch.from_numpy(block["theta"])
-        self.state = list(torch.from_numpy(block["optimizer"]))
+        self.states = torch.from_numpy(block["optimizer"])  # [1 or workers, rows, P]
+        self.state = _own_state(self.states, slot)
         self.target = DoubleBuffer(block, "target")
         self.snapshot = DoubleBuffer(block, "snapshot")
         self.control = block["control"]
@@ -170,7 +188,7 @@ class ParameterStore:
         self.slot = self.slots[slot]
         self._steps, self._updates = self.slots[:, STEPS], self.slots[:, UPDATES]
         self._multipliers = block["multipliers"]
-        self._pulled_updates = 0
+        self._pulled_others = 0
         self._seen_target = 0
 
     @property
@@ -188,13 +206,17 @@ class ParameterStore:
         """Factor on every epsilon, written by the trainer."""
         return float(self._multipliers[1])
 
+    @property
+    def _updates_of_others(self) -> int:
+        return self.updates - int(self.slot[UPDATES])
+
     def total(self, word: int) -> int:
         """Sum of one word over all slots."""
         return int(self.slots[:, word].sum())
 
     def pull(self, network: FlatNetwork) -> None:
         """Copy theta into a private network."""
-        self._pulled_updates = self.updates
+        self._pulled_others = self._updates_of_others
         network.vector.copy_(self.theta)
 
     def pull_target(self, network: FlatNetwork) -> bool:
@@ -206,17 +228,30 @@ class ParameterStore:
             self._seen_target = read[0]
         return read is not None
 
-    def push(self, gradient: torch.Tensor, lr: float) -> int:
+    def push(
+        self,
+        gradient: torch.Tensor,
+        lr: float,
+        staleness_scaling: bool = False,
+        max_staleness: int | None = None,
+    ) -> int:
         """Apply a private gradient [P] to theta, in place and without a lock.
 
-        Returns the staleness: updates by others between the pull and this push.
+        Returns the staleness: updates by others between the pull and this push. With
+        `staleness_scaling` the learning rate is divided by it, if above 1 (Zhang et al. 2016,
+        staleness-aware async-SGD). Above `max_staleness` the gradient is dropped: nothing changes
+        but the slot's count of skipped updates.
         """
-        updates = self.updates
-        self.optimizer.step(
-            self.theta, gradient, self.state, lr * float(self._multipliers[0]), updates
-        )
+        staleness = self._updates_of_others - self._pulled_others
+        if max_staleness is not None and staleness > max_staleness:
+            self.slot[SKIPPED] += 1
+            return staleness
+        lr *= float(self._multipliers[0])
+        if staleness_scaling:
+            lr /= max(1, staleness)
+        self.optimizer.step(self.theta, gradient, self.state, lr, self.updates)
         self.slot[UPDATES] += 1
-        return updates - self._pulled_updates
+        return staleness
 
     def sync_target(self, step: int) -> bool:
         """Publish theta as the target network; False if theta is not finite."""

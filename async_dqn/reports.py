@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from async_dqn.exploration import anneal
 from async_dqn.learner import Statistics
-from async_dqn.parameters import SKIPPED, STEPS, ParameterStore
+from async_dqn.parameters import ENV_ERRORS, SKIPPED, STEPS, ParameterStore
 from async_dqn.recorder import Recorder
 from async_dqn.task import Task
 
@@ -33,8 +32,8 @@ class Reporter:
         self._episodes: deque[tuple[float, int]] = deque(maxlen=EPISODES)
         self._last = (time.monotonic(), *self._counts())
         self._reported_step = self.store.steps
-        workers = range(task.config.parallel.workers)
-        self._finals = np.concatenate([task.final_epsilons(worker) for worker in workers])
+        self._exploration = task.exploration
+        self._warned = False
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take in what one worker did: sums over its updates, and its finished episodes."""
@@ -60,6 +59,12 @@ class Reporter:
             if self.callback is not None and self.callback({"step": steps, **tags}) is False:
                 self.stop_wanted = True
         self.progress()
+        if not self._warned and self.store.total(ENV_ERRORS):
+            self._warned = True
+            self.recorder.warn(
+                "an environment gave a reward or an observation that is not finite; the step was "
+                "dropped and the environment built anew (later ones are only counted)"
+            )
 
     def progress(self) -> None:
         """Show how far the run is now."""
@@ -72,10 +77,8 @@ class Reporter:
 
     def _tags(self, steps: int, updates_per_second: float, restarts: int) -> dict[str, float]:
         statistics, self._statistics = self._statistics, Statistics()
-        exploration = self.task.config.exploration
-        epsilon = anneal(self._finals, exploration.epsilon_start, exploration.epsilon_steps, steps)
         tags = {
-            "rollout/exploration_rate": float(epsilon.mean()),
+            "rollout/exploration_rate": float(self._exploration.at(steps).mean()),
             "time/fps": self.steps_per_second,
             "time/updates_per_second": updates_per_second,
             "train/learning_rate": self.task.learning_rate(steps),

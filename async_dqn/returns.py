@@ -31,3 +31,40 @@ def lambda_returns(
     for t in range(len(rewards) - 2, -1, -1):
         returns[t] += carry[t] * returns[t + 1]
     return returns
+
+
+def composed_returns(
+    rewards: Floats, discounts: Floats, ends: NDArray[np.bool_], lam: Floats
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """The same targets, taken apart, for lam of only 0 and 1: G = R + D * v[successor].
+
+    Returns R and D, float32 [T, B], and the flat row t * B + b of the step whose true successor
+    the return ends in, [T, B]. Distributions are projected once from these (Bellemare et al. 2017),
+    not step by step.
+    """
+    returns, products = rewards.copy(), discounts.copy()
+    rows = np.arange(rewards.size).reshape(rewards.shape)
+    runs_on = (lam > 0) & ~ends
+    for t in range(len(rewards) - 2, -1, -1):
+        on = runs_on[t]
+        returns[t] += np.where(on, discounts[t] * returns[t + 1], 0)
+        products[t] *= np.where(on, products[t + 1], 1)
+        rows[t] = np.where(on, rows[t + 1], rows[t])
+    return returns, products, rows
+
+
+# Value rescaling (Pohlen et al. 2018, prop. A.2): h compresses large returns, h^-1 undoes it.
+
+RESCALING_EPS = 1e-3
+
+
+def rescale(x: Floats) -> Floats:
+    """h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x."""
+    return np.sign(x) * (np.sqrt(np.abs(x) + 1) - 1) + RESCALING_EPS * x
+
+
+def unscale(x: Floats) -> Floats:
+    """The inverse of `rescale`."""
+    eps = RESCALING_EPS
+    root = np.sqrt(1 + 4 * eps * (np.abs(x) + 1 + eps))
+    return np.sign(x) * (((root - 1) / (2 * eps)) ** 2 - 1)

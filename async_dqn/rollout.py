@@ -14,19 +14,24 @@ class Rollout:
     what must not teach: the dummy step of NEXT_STEP environments and the surplus at the end of
     the budget. The last row of `obs`, `actions`, `greedy` and `q_values` is pending: chosen, not
     yet taken.
+
+    From replay, B counts segments and the arrays are copies; nothing was seen while acting, so
+    `greedy`, `q_values`, `epsilon` and `state` are None.
     """
 
     obs: NDArray  # [T+1, B, ...] as the environment gives them
     actions: NDArray[np.int64]  # [T+1, B]
-    greedy: NDArray[np.bool_]  # [T+1, B] the action was the acting network's best
-    q_values: NDArray[np.float32]  # [T+1, B, A] as seen while acting
+    greedy: NDArray[np.bool_] | None  # [T+1, B] the action was the acting network's best
+    q_values: NDArray[np.float32] | None  # [T+1, B, A] as seen while acting
     rewards: NDArray[np.float32]  # [T, B]
     discounts: NDArray[np.float32]  # [T, B] gamma, or 0 where the step terminated
     ends: NDArray[np.bool_]  # [T, B] terminated or truncated
     weights: NDArray[np.float32]  # [T, B]
     final_rows: NDArray[np.int64]  # [K] flat indices t * B + b whose successor is in final_obs
     final_obs: NDArray  # [K, ...] the last observation of the episode that ended there
-    state: tuple | None = None  # recurrent state before row 0
+    state: tuple | None = None  # (h, c), torch [B, H] each: recurrent state before row 0
+    starts: NDArray[np.bool_] | None = None  # [T+1, B] first observation of an episode
+    epsilon: NDArray[np.float32] | None = None  # [B] exploration in force
 
     @property
     def next_obs(self) -> NDArray:

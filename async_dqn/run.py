@@ -5,9 +5,11 @@ checkpoints and the result. Only the trainer process has one.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from async_dqn import checkpoint as checkpoints
@@ -61,7 +63,7 @@ class Run:
         self.network = FlatNetwork(task.network(), gradient=False)
         workers, optimizer = task.config.parallel.workers, task.optimizer()
         size = len(self.network.vector)
-        self.block = SharedBlock(sections(workers, size, optimizer.rows))
+        self.block = SharedBlock(sections(workers, size, optimizer.rows, optimizer.shared))
         self.store = ParameterStore(self.block, optimizer, slot=workers + 1)
         self.block["multipliers"][:] = 1.0
         self.best: float | None = None
@@ -72,6 +74,9 @@ class Run:
         self.restarts = 0
         self.first_incarnation = 0
         self._refreshes_before = 0
+        # Serial mode stores replay memory too; elsewhere it is the workers' own and starts empty.
+        self.stored_replay = {} if checkpoint is None else checkpoint.tensors.get("replay", {})
+        self.replay_arrays: Callable[[], dict[str, np.ndarray]] | None = None
         if checkpoint is None:
             self.store.theta.copy_(self.network.vector)
             self.store.sync_target(0)
@@ -165,7 +170,7 @@ class Run:
             path = checkpoints.save(
                 self.folder.checkpoints,
                 step,
-                self._tensors(self.store.theta if model is None else model),
+                self._tensors(model),
                 self._state(step),
                 marks,
                 self.task.config.run.keep_checkpoints,
@@ -177,14 +182,30 @@ class Run:
         score = {} if evaluation is None else {"mean": evaluation.mean}
         self.recorder.event("checkpoint", role="supervisor", path=path.name, marks=marks, **score)
 
-    def _tensors(self, model: torch.Tensor) -> Tensors:
+    def _tensors(self, model: torch.Tensor | None) -> Tensors:
         net = self.network.net
         target = torch.zeros_like(self.network.vector)
         self.store.target.read(target)
+        replay = {}
+        if model is None and self.replay_arrays is not None:
+            replay = {"replay": self.replay_arrays()}
         return {
-            "model": named_tensors(net, model),
+            **replay,
+            "model": named_tensors(net, self.store.theta if model is None else model),
             "target": named_tensors(net, target),
-            "optimizer": {f"row_{k}": row.numpy().copy() for k, row in enumerate(self.store.state)},
+            "optimizer": {n: row.numpy().copy() for n, row in self._optimizer_rows().items()},
+        }
+
+    def _optimizer_rows(self, workers: int | None = None) -> dict[str, torch.Tensor]:
+        """Views [P] of the optimiser's state by name: row_K, or worker_W.row_K if not shared.
+
+        Of the first `workers` workers (default: all).
+        """
+        shared = self.store.optimizer.shared
+        return {
+            f"row_{k}" if shared else f"worker_{worker}.row_{k}": row
+            for worker, state in enumerate(self.store.states[:workers])
+            for k, row in enumerate(state)
         }
 
     def _state(self, step: int) -> dict[str, Any]:
@@ -214,8 +235,11 @@ class Run:
         try:
             self.store.theta.copy_(flat_vector(net, checkpoint.tensors["model"]))
             self.network.vector.copy_(flat_vector(net, checkpoint.tensors["target"]))
-            for k, row in enumerate(self.store.state):
-                row.copy_(torch.from_numpy(checkpoint.tensors["optimizer"][f"row_{k}"]))
+            # Workers keep their state by number. --workers may have changed: those that are new
+            # start from 0, as at the start of a run; rows of those that are gone are dropped.
+            stored_workers = state["config"]["parallel"]["workers"]
+            for name, row in self._optimizer_rows(stored_workers).items():
+                row.copy_(torch.from_numpy(checkpoint.tensors["optimizer"][name]).view_as(row))
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"checkpoint does not match: {error}; start a new run without --resume"

@@ -5,8 +5,9 @@ Bit-for-bit reproducible from the seed. Every checkpoint starts new episodes wit
 uninterrupted one.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
+import numpy as np
 import torch
 
 from async_dqn.evaluator import Evaluation, Evaluator
@@ -30,6 +31,9 @@ class SerialTrainer:
             for w in range(config.parallel.workers)
         ]
         self.evaluator = Evaluator(run.task, run.store, run.best)
+        if self.learners[0].shard is not None:
+            self._restore_replay(run.stored_replay)
+            run.replay_arrays = self._replay_arrays
 
     def run(self) -> int:
         """Train until the budget, the threshold or a signal ends it."""
@@ -80,6 +84,21 @@ class SerialTrainer:
     def _reset(self) -> None:
         for worker, learner in enumerate(self.learners):
             learner.reset(worker, self.store.steps)
+
+    def _replay_arrays(self) -> dict[str, np.ndarray]:
+        return {
+            f"worker_{worker}.{name}": array
+            for worker, learner in enumerate(self.learners)
+            for name, array in learner.shard.state().items()
+        }
+
+    def _restore_replay(self, stored: Mapping[str, np.ndarray]) -> None:
+        """Fill the shards from a checkpoint; a run without one starts with empty ones."""
+        for worker, learner in enumerate(self.learners):
+            prefix = f"worker_{worker}."
+            own = {n.removeprefix(prefix): a for n, a in stored.items() if n.startswith(prefix)}
+            if own:
+                learner.shard.restore(own)
 
     def _evaluate(self, final: bool = False) -> None:
         evaluation = _exhaust(self.evaluator.evaluate(final))

@@ -210,7 +210,9 @@ def _check_text(about: Setting, value: Any, label: str) -> str:
     if about.choices and value not in about.choices:
         where = "" if label.startswith("--") else f"{label}: "
         noun = about.name.replace("_", " ")
-        raise UserError(f"{where}unknown {noun} {show(value)}; choose {either(about.choices)}")
+        hint = did_you_mean(value.lower(), about.choices)
+        choose = f"{hint} Choose" if hint else "; choose"
+        raise UserError(f"{where}unknown {noun} {show(value)}{choose} {either(about.choices)}")
     if not value or "\0" in value:
         raise refuse(label, "text, not empty and without null characters", value)
     return value

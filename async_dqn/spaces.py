@@ -1,18 +1,20 @@
-"""Gymnasium spaces in the one form the networks know.
+"""Gymnasium observation spaces in the one form the networks know.
 
-Observations become vectors (float32, or uint8 for bytes) or images (channels first), actions
-become 0..A-1. An image is a 3-D Box, or a 2-D Box of bytes with sides of 8 and more; its channels
-are the smaller of the first and the last axis, the last when equal (Seaquest of MinAtar is
-10 x 10 x 10, channels last).
+Observations become vectors (float32, or uint8 for bytes) or images (channels first). An image is
+a 3-D Box, or a 2-D Box of bytes with sides of 8 and more; its channels are the smaller of the first
+and the last axis, the last when equal (Seaquest of MinAtar is 10 x 10 x 10, channels last). Dict,
+Tuple and MultiDiscrete become one vector as gymnasium's `flatten` (what FlattenObservation calls)
+lays it out.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space, iterate
 
 from async_dqn.config import UserError
 
@@ -37,17 +39,20 @@ class ObservationLayout:
 def observation_layout(space: spaces.Space) -> ObservationLayout:
     """The layout of a space's observations.
 
-    Raises UserError for spaces that are neither Box of up to 3 dimensions, MultiBinary nor
-    Discrete of up to 4096 states.
+    Raises UserError for spaces other than Box of up to 3 dimensions, MultiBinary, Discrete and
+    MultiDiscrete of up to 4096 states, and Dict and Tuple of these that hold no image.
     """
-    if isinstance(space, spaces.Discrete) and space.n <= MAX_ONE_HOT:
-        return ObservationLayout("vector", (int(space.n),), "float32")
-    if isinstance(space, spaces.MultiBinary):
-        return ObservationLayout("vector", (math.prod(space.shape),), "float32")
-    if isinstance(space, spaces.Box) and len(space.shape) <= 3 and math.prod(space.shape) > 0:
-        return _image_layout(space) if _is_image(space) else _vector_layout(space)
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        _check_parts(space)
+        return _vector_layout(spaces.flatten_space(space))
+    if isinstance(space, spaces.Box) and _is_image(space):
+        return _image_layout(space)
+    if _is_vector(space):
+        one_hot = not isinstance(space, spaces.Box)
+        shape = (spaces.flatdim(space),)
+        return ObservationLayout("vector", shape, "float32") if one_hot else _vector_layout(space)
     raise UserError(
-        f"observation space {_describe(space)} is not supported; "
+        f"observation space {describe(space)} is not supported; "
         "wrap the environment so that it gives one Box"
     )
 
@@ -56,10 +61,50 @@ def num_actions(space: spaces.Space, name: str) -> int:
     """The number of discrete actions; UserError for any other action space."""
     if not isinstance(space, spaces.Discrete):
         raise UserError(
-            f"DQN needs a Discrete action space; {name} has {_describe(space)}: "
-            "choose an environment with discrete actions"
+            f"DQN needs a Discrete action space; {name} has {describe(space)}: choose an "
+            "environment with Discrete, MultiDiscrete, MultiBinary or Box actions"
         )
     return int(space.n)
+
+
+def split_batch(space: spaces.Space, observation: Any) -> tuple[list[Any], bool]:
+    """Single raw observations of `space`, and whether only one was given.
+
+    A batch is stacked as gymnasium's vector environments stack it: an array [N, ...], or a Dict or
+    Tuple of those. Raises UserError where shapes do not fit.
+    """
+    try:
+        given = [np.shape(part) for _, _, part in parts(space, observation)]
+        wanted = [part.shape for _, part, _ in parts(space)]
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"observation does not fit {describe(space)}: {error!r}") from error
+    if given == wanted:
+        return [observation], True
+    counts = {shape[:1] for shape in given}
+    if len(counts) > 1 or [shape[1:] for shape in given] != wanted:
+        expected = wanted[0] if len(wanted) == 1 else wanted
+        raise UserError(
+            f"observation has shape {given[0] if len(given) == 1 else given}, expected {expected}"
+        )
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return list(iterate(batch_space(space, counts.pop()[0]), observation)), False
+    return list(np.asarray(observation)), False
+
+
+def parts(
+    space: spaces.Space, observation: Any = None, name: str = ""
+) -> Iterator[tuple[str, spaces.Space, Any]]:
+    """(name, space, observation) of every part of a Dict or Tuple; any other space is one part."""
+    if isinstance(space, spaces.Dict):
+        inner = list(space.spaces.items())
+    elif isinstance(space, spaces.Tuple):
+        inner = list(enumerate(space.spaces))
+    else:
+        yield name, space, observation
+        return
+    for key, part in inner:
+        held = None if observation is None else observation[key]
+        yield from parts(part, held, f"{name}[{key!r}]")
 
 
 def row_writer(space: spaces.Space, batch: np.ndarray) -> RowWriter:
@@ -69,6 +114,8 @@ def row_writer(space: spaces.Space, batch: np.ndarray) -> RowWriter:
     """
     if isinstance(space, spaces.Discrete):
         return _one_hot_writer(space, batch)
+    if isinstance(space, spaces.MultiDiscrete | spaces.Dict | spaces.Tuple):
+        return _flattening_writer(space, batch)
     shape, rows = space.shape, _native_view(space, batch)
 
     def write(row: int, observation: Any) -> None:
@@ -94,6 +141,15 @@ def _one_hot_writer(space: spaces.Discrete, batch: np.ndarray) -> RowWriter:
     return write
 
 
+def _flattening_writer(space: spaces.Space, batch: np.ndarray) -> RowWriter:
+    write_flat = row_writer(spaces.flatten_space(space), batch)
+
+    def write(row: int, observation: Any) -> None:
+        write_flat(row, spaces.flatten(space, observation))
+
+    return write
+
+
 def _native_view(space: spaces.Space, batch: np.ndarray) -> np.ndarray:
     """The same memory with the axes of the space, so that one assignment also transposes."""
     if batch.ndim == 4 and len(space.shape) == 3:
@@ -101,7 +157,35 @@ def _native_view(space: spaces.Space, batch: np.ndarray) -> np.ndarray:
     return batch.reshape(len(batch), *space.shape)
 
 
+def _check_parts(space: spaces.Space) -> None:
+    found = list(parts(space))
+    for name, part, _ in found:
+        if isinstance(part, spaces.Box) and _is_image(part):
+            raise UserError(
+                f"observation space {describe(space)} holds an image at {name}, {describe(part)}; "
+                "wrap the environment so that it gives the image alone, or no image"
+            )
+        if not _is_vector(part):
+            raise UserError(
+                f"observation space {describe(space)} holds {describe(part)} at {name}, which "
+                "is not supported; wrap the environment so that it gives one Box"
+            )
+    if not found:
+        raise UserError(f"observation space {describe(space)} is empty; give it a Box")
+
+
+def _is_vector(space: spaces.Space) -> bool:
+    """Whether `flatten` makes a vector of sensible length of it."""
+    if isinstance(space, spaces.Box):
+        return len(space.shape) <= 3 and math.prod(space.shape) > 0
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return spaces.flatdim(space) <= MAX_ONE_HOT
+    return isinstance(space, spaces.MultiBinary)
+
+
 def _is_image(space: spaces.Box) -> bool:
+    if 0 in space.shape:
+        return False
     two_dimensional = len(space.shape) == 2 and space.dtype == np.uint8 and min(space.shape) >= 8
     return len(space.shape) == 3 or two_dimensional
 
@@ -139,7 +223,8 @@ def _peak_scale(space: spaces.Box) -> float:
     return 1 / peak if 1 < peak < UNBOUNDED else 1.0
 
 
-def _describe(space: spaces.Space) -> str:
+def describe(space: spaces.Space) -> str:
+    """A space in a few words, for messages."""
     if isinstance(space, spaces.Box):
         return f"Box{space.shape}"
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):

@@ -10,13 +10,14 @@ from async_dqn.architecture import Architecture
 from async_dqn.child import Lifeline
 from async_dqn.config import Config
 from async_dqn.env_spec import EnvInfo, EnvSpec
-from async_dqn.exploration import final_epsilons
+from async_dqn.exploration import Schedule, schedule
 from async_dqn.memory import SharedBlock
 from async_dqn.networks import QNetwork
 from async_dqn.optimizers import OPTIMIZERS, Optimizer
+from async_dqn.replay import ReplayShard
 
 # First words of the seed key: disjoint branches of the run's seed.
-TRAINING, SCREENING, CONFIRMATION = range(3)
+TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY = range(5)
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,38 @@ class Task:
     def optimizer(self) -> Optimizer:
         return OPTIMIZERS[self.config.optimizer.optimizer]()
 
-    def final_epsilons(self, worker: int) -> np.ndarray:
-        """The final epsilon [B] of each environment of one worker."""
-        parallel, exploration = self.config.parallel, self.config.exploration
-        count = parallel.envs_per_worker
-        everyone = final_epsilons(
-            exploration.exploration, exploration.epsilon_final, parallel.workers * count
+    @property
+    def exploration(self) -> Schedule:
+        """The schedule of all environments, worker by worker; a3c explores by itself."""
+        config = self.config
+        exploration = schedule(
+            config.exploration, config.parallel.workers * config.parallel.envs_per_worker
         )
-        return everyone[worker * count : (worker + 1) * count]
+        if config.algorithm.algorithm == "a3c":
+            return exploration._replace(start=0.0, finals=np.zeros_like(exploration.finals))
+        return exploration
 
     @property
     def eval_epsilon(self) -> float:
         """Exploration in evaluations: none, but for Atari, where a greedy policy can get stuck."""
         return 0.001 if self.spec.is_atari else 0.0
+
+    def replay_shard(self) -> ReplayShard | None:
+        """One worker's part of the replay memory; None without replay."""
+        replay, parallel = self.config.replay, self.config.parallel
+        if replay.replay == "none":
+            return None
+        return ReplayShard(
+            shape=self.info.observation_shape,
+            dtype=self.info.dtype,
+            capacity=replay.replay_capacity // parallel.workers,
+            num_envs=parallel.envs_per_worker,
+            length=1
+            if self.config.algorithm.algorithm == "one-step-q"
+            else parallel.rollout_length,
+            batch_size=replay.batch_size,
+            alpha=replay.priority_exponent if replay.replay == "prioritized" else None,
+        )
 
     def learning_rate(self, step: int) -> float:
         """The learning rate at a global step."""

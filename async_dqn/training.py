@@ -18,7 +18,7 @@ import numpy as np
 from async_dqn import architecture, checkpoint, envs, processes
 from async_dqn.config import SECTIONS, Config, UserError
 from async_dqn.envs import EnvInfo, EnvSpec
-from async_dqn.exploration import final_epsilons
+from async_dqn.exploration import schedule
 from async_dqn.recorder import Recorder
 from async_dqn.run_folder import RunFolder, check_new_run
 
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from async_dqn.run import Run
 
 # Settings that fix what the checkpoint's tensors mean.
-FIXED = ("environment.env", "environment.env_arg", "optimizer.optimizer")
+FIXED = (
+    "environment.env",
+    "environment.env_arg",
+    "environment.action_bins",
+    "optimizer.optimizer",
+)
 FIXED_SECTIONS = ("network",)
 # Settings of one session, never taken from the run that is resumed.
 PER_SESSION = (
@@ -73,13 +78,14 @@ def train(
         environment.env_arg,
         environment.import_modules,
         environment.max_episode_steps,
+        environment.action_bins,
     )
     if origin is None:
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode == "async":
         processes.preload(envs.preload_modules(environment.env) if factory is None else [])
     info = envs.probe(spec)
-    structure = architecture.choose(config.network, info)
+    structure = architecture.choose(config, info)
     folder = _folder(config, spec, origin)
     with folder, closing(_recorder(folder, config, info, origin, in_own_process)) as recorder:
         _announce(config, folder, notes)
@@ -146,12 +152,13 @@ def _announce(config: Config, folder: RunFolder, notes: list[str]) -> None:
         print(f"{section:12} {shown}")
     parallel, exploration = config.parallel, config.exploration
     count = parallel.workers * parallel.envs_per_worker
-    finals = final_epsilons(exploration.exploration, exploration.epsilon_final, count)
+    strength = schedule(exploration, count)
     mix = ", ".join(
-        f"{np.count_nonzero(finals == epsilon)} of {count} environments to {epsilon:g}"
-        for epsilon in np.unique(finals)
+        f"{np.count_nonzero(strength.finals == final)} of {count} environments to {final:.3g}"
+        for final in np.unique(strength.finals)
     )
-    print(f"epsilon      from {exploration.epsilon_start:g}: {mix}")
+    name = "temperature" if exploration.exploration == "boltzmann" else "epsilon"
+    print(f"{name:12} from {strength.start:g}: {mix}")
     print(f"run folder   {folder}", flush=True)
 
 

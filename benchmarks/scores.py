@@ -113,7 +113,7 @@ def table(name: str, benchmark: Benchmark) -> str:
         "",
         f"Goal: {benchmark.goal}. **Met by {good} of {len(results)} seeds.**",
         "",
-        f"{_machine()}; {date.today()}, commit {_git()}.",
+        machine(),
         "",
         f"| seed | {' | '.join(column.replace('_', ' ') for column in COLUMNS)} |",
         f"|---{'|---' * len(COLUMNS)}|",
@@ -129,18 +129,17 @@ def _cells(result: dict[str, Any]) -> str:
     return " | ".join("-" if value is None else form.format(value) for form, value in values)
 
 
-def _machine() -> str:
+def machine() -> str:
+    """The machine, the day and the commit, for a table."""
     import torch
 
     text = Path("/proc/cpuinfo").read_text()
     model = next(line.split(":")[1].strip() for line in text.splitlines() if "model name" in line)
     cores = len(os.sched_getaffinity(0))
-    return f"{model}, {cores} cores, Python {sys.version.split()[0]}, torch {torch.__version__}"
-
-
-def _git() -> str:
+    versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}"
     command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return f"{model}, {cores} cores, {versions}; {date.today()}, commit {commit}."
 
 
 def main() -> None:

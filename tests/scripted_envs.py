@@ -7,8 +7,8 @@ is registered by the import alone (`scripted_ids` does that, for --import).
 import os
 import signal
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -61,6 +61,44 @@ class NumberedEnv(gymnasium.Env):
         return self._array
 
 
+class NotFiniteEnv(NumberedEnv):
+    """Numbered, but instances named in `faults` give a number that is not finite.
+
+    `built` lists the instances of this class, so that those built anew can be told apart; `faults`
+    maps an instance's place in it to (fault, k). Faults: "nan-reward", "none-reward" and
+    "inf-observation" at step k of its life (from 1), "nan-reset" at its reset k (from 1),
+    "nan-resets" at every reset. The key -1 stands for all that are not named.
+    """
+
+    built: ClassVar[list["NotFiniteEnv"]] = []
+
+    def __init__(self, faults: Mapping[int, tuple[str, int]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._fault, self._when = faults.get(len(self.built), faults.get(-1, ("", 0)))
+        self._steps = self._resets = 0
+        self.closed = False
+        self.built.append(self)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        observation, info = super().reset(seed=seed)
+        self._resets += 1
+        once = self._fault == "nan-reset" and self._resets == self._when
+        bad = once or self._fault == "nan-resets"
+        return np.full_like(observation, np.nan) if bad else observation, info
+
+    def step(self, action: int) -> tuple[np.ndarray, Any, bool, bool, dict]:
+        observation, reward, *rest = super().step(action)
+        self._steps += 1
+        if self._steps == self._when:
+            if self._fault == "inf-observation":
+                observation[1] = np.inf
+            reward = {"nan-reward": np.nan, "none-reward": None}.get(self._fault, reward)
+        return observation, reward, *rest
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class DenseSyncVectorEnv(SyncVectorEnv):
     """SyncVectorEnv that lays `final_obs` out as ale-py does: dense, no mask, garbage elsewhere."""
 
@@ -75,10 +113,14 @@ class DenseSyncVectorEnv(SyncVectorEnv):
 def numbered_vector(
     num_envs: int, autoreset: str, layout: str = "object", max_episode_steps: int = 0, **kwargs: Any
 ) -> SyncVectorEnv:
-    """NumberedEnv as a vector environment of either autoreset mode and `final_obs` layout."""
+    """NumberedEnv as a vector environment of either autoreset mode and `final_obs` layout.
+
+    With `faults` it is a NotFiniteEnv.
+    """
+    env_class = NotFiniteEnv if "faults" in kwargs else NumberedEnv
 
     def make() -> gymnasium.Env:
-        return gymnasium.wrappers.TimeLimit(NumberedEnv(**kwargs), max_episode_steps)
+        return gymnasium.wrappers.TimeLimit(env_class(**kwargs), max_episode_steps)
 
     kind = DenseSyncVectorEnv if layout == "dense" else SyncVectorEnv
     return kind([make] * num_envs, autoreset_mode=AutoresetMode(autoreset))

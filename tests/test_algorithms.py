@@ -10,9 +10,14 @@ from test_returns import forward_view
 from torch import nn
 
 from async_dqn.algorithms import ALGORITHMS, build_algorithm
+from async_dqn.algorithms.a3c import ActorCritic
+from async_dqn.algorithms.distributional import Categorical, Quantile
+from async_dqn.algorithms.munchausen import Munchausen
+from async_dqn.algorithms.one_step_sarsa import Sarsa
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.architecture import Architecture
-from async_dqn.config import AlgorithmConfig
+from async_dqn.config import Config
+from async_dqn.exploration import BOLTZMANN
 from async_dqn.networks import QNetwork, QOutput
 from async_dqn.rollout import Rollout
 
@@ -53,6 +58,8 @@ def random_rollout(online: nn.Module, seed: int, length: int = 6, count: int = 3
         weights=np.ones((length, count), np.float32),
         final_rows=rows,
         final_obs=rng.normal(size=(len(rows), WIDTH)).astype(np.float32),
+        starts=np.concatenate([np.zeros((1, count), bool), ends]),
+        epsilon=rng.random(count).astype(np.float32),
     )
 
 
@@ -201,28 +208,32 @@ def two_state_rollout(net: Tabular) -> Rollout:
         weights=np.ones((2, 1), np.float32),
         final_rows=np.zeros(0, np.int64),
         final_obs=np.zeros((0, 2), np.float32),
+        epsilon=np.zeros(1, np.float32),
     )
 
 
 @pytest.mark.parametrize(
-    ("config", "first_target"),
+    ("settings", "first_target"),
     [
         # Q(0, .) = (2, 6), Q(1, .) = (4, 8); the last target is 3 + 0.5 * 6 = 6 throughout.
-        (AlgorithmConfig("one-step-q"), 5.0),  # 1 + 0.5 * 8
-        (AlgorithmConfig("n-step-q"), 4.0),  # 1 + 0.5 * 6
-        (AlgorithmConfig("q-lambda", lam=0.5), 4.5),  # 1 + 0.5 * (0.5 * 8 + 0.5 * 6)
-        (AlgorithmConfig("q-lambda", lam=0.5, trace="watkins"), 5.0),  # action 1 explores: cut
+        ({"algorithm": "one-step-q"}, 5.0),  # 1 + 0.5 * 8
+        ({"algorithm": "n-step-q"}, 4.0),  # 1 + 0.5 * 6
+        ({"algorithm": "q-lambda", "lam": 0.5}, 4.5),  # 1 + 0.5 * (0.5 * 8 + 0.5 * 6)
+        # action 1 explores: cut
+        ({"algorithm": "q-lambda", "lam": 0.5, "trace": "watkins"}, 5.0),
     ],
 )
-def test_each_algorithms_gradient_by_hand_on_two_states(config, first_target) -> None:
+def test_each_algorithms_gradient_by_hand_on_two_states(settings, first_target) -> None:
     net = Tabular([[2.0, 4.0], [6.0, 8.0]])
-    loss, q_values = build_algorithm(config).loss(net, None, two_state_rollout(net))
+    algorithm = build_algorithm(Config.from_flat(settings))
+    loss, q_values, errors = algorithm.loss(net, None, two_state_rollout(net))
     loss.backward()
     # Steps taken: Q(0, 1) = 6 towards the first target, Q(1, 0) = 4 towards 6; mean over 2 steps.
     expected = torch.tensor([[0.0, (4 - 6) / 2], [(6 - first_target) / 2, 0.0]])
     torch.testing.assert_close(net.weight.grad, expected)
     torch.testing.assert_close(loss.item(), ((6 - first_target) ** 2 + 4) / 4)
     assert q_values.tolist() == [6.0, 4.0] and not q_values.requires_grad
+    assert errors.tolist() == [6 - first_target, 2.0] and not errors.requires_grad
 
 
 def test_double_takes_the_acting_networks_choice_at_the_target_networks_value() -> None:
@@ -332,13 +343,25 @@ def test_act_is_greedy_in_the_networks_q_values_at_epsilon_0() -> None:
 
 
 def test_registry_builds_what_the_settings_say() -> None:
-    assert {name: build_algorithm(AlgorithmConfig(name)) for name in ALGORITHMS} == {
+    def built(**settings):
+        return build_algorithm(Config.from_flat(settings))
+
+    assert {name: built(algorithm=name) for name in ALGORITHMS} == {
         "one-step-q": QLearning(lam=0.0),
+        "one-step-sarsa": Sarsa(lam=0.0),
         "n-step-q": QLearning(lam=1.0),
         "q-lambda": QLearning(lam=0.65),
+        "a3c": ActorCritic(entropy_weight=0.01),
     }
-    config = AlgorithmConfig("q-lambda", lam=0.3, trace="watkins", double=True)
-    assert build_algorithm(config) == QLearning(lam=0.3, double=True, watkins=True)
+    watkins = built(algorithm="q-lambda", lam=0.3, trace="watkins", double=True)
+    assert watkins == QLearning(lam=0.3, double=True, watkins=True)
+    # The trace is a matter of q-lambda, whatever a configuration file says besides.
+    assert not built(algorithm="n-step-q", trace="watkins").watkins
+    assert built(munchausen=True) == Munchausen(lam=1.0)
+    assert built(distributional="quantile", double=True) == Quantile(lam=1.0, double=True)
+    categorical = built(distributional="categorical", v_min=0.0, v_max=5.0, value_rescaling=True)
+    assert categorical == Categorical(lam=1.0, rescaled=True, v_min=0.0, v_max=5.0)
+    assert built(exploration="boltzmann").policy is BOLTZMANN
 
 
 def test_next_obs_is_the_true_successor_everywhere() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from async_dqn import parameters
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.collector import EPISODES_KEPT, Collector
+from async_dqn.config import AlgorithmConfig
 from async_dqn.env_batch import EnvBatch, LoopBatch, LoopVectorEnv
 from async_dqn.env_spec import EnvInfo
 from async_dqn.memory import SharedBlock
@@ -20,6 +21,7 @@ from async_dqn.rollout import Rollout
 from async_dqn.spaces import observation_layout
 
 GAMMA, SCALE = 0.5, 10.0
+SETTINGS = AlgorithmConfig(gamma=GAMMA, reward_scale=SCALE)
 REWARDS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
 INFO = EnvInfo("vector", (3,), "float32", 1.0, None, None, 2, 1, 1000)
 # Environment 0 terminates after 2 steps, environment 1 is truncated after 3.
@@ -29,6 +31,9 @@ MODES = ("same-step", "next-step", "loop")
 
 class Parity(nn.Module):
     """Prefers action (episode + step) % 2: what it will do can be written down."""
+
+    def initial_state(self, count: int) -> None:
+        return None
 
     def forward(self, obs: torch.Tensor, state=None) -> tuple[QOutput, None]:
         preferred = (obs[:, 1] + obs[:, 2]).long() % 2
@@ -49,7 +54,7 @@ def make_batch(mode: str, scripts=PAIR) -> EnvBatch:
 
 
 def make_collector(batch: EnvBatch, net: nn.Module, length: int) -> Collector:
-    collector = Collector(batch, QLearning(0.0), net, length, GAMMA, SCALE, 2)
+    collector = Collector(batch, QLearning(0.0), net, length, SETTINGS, 2)
     epsilon = np.zeros(batch.num_envs, np.float32)
     collector.reset(range(batch.num_envs), epsilon, np.random.default_rng(0))
     return collector
@@ -221,7 +226,7 @@ def test_actions_reach_the_environment_as_recorded_pending_ones_included() -> No
 
 def test_the_pending_action_keeps_its_q_values_and_greedy_flag() -> None:
     batch = make_batch("loop")
-    collector = Collector(batch, QLearning(0.0), Parity(), 3, GAMMA, SCALE, 2)
+    collector = Collector(batch, QLearning(0.0), Parity(), 3, SETTINGS, 2)
     epsilon = np.ones(2, np.float32)
     collector.reset([0, 1], epsilon, np.random.default_rng(3))
     pending = None
@@ -326,6 +331,9 @@ class Outputs(nn.Module):
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
+
+    def initial_state(self, count: int) -> None:
+        return None
 
     def forward(self, obs: torch.Tensor, state=None) -> tuple[QOutput, None]:
         return QOutput(self.net(obs)), state

@@ -69,7 +69,23 @@ BAD_INPUTS = [
         "--optimizer",
         "sdg",
     ),
-    (9, "unknown mode 'sync'; choose async or serial", "--mode", "sync"),
+    (
+        9,
+        "unknown mode 'sync'; did you mean async? Choose async or serial",
+        *("--mode", "sync"),
+    ),
+    (
+        9,
+        "unknown algorithm 'Qlambda'; did you mean q-lambda? "
+        "Choose one-step-q, one-step-sarsa, n-step-q, q-lambda or a3c",
+        *("--algorithm", "Qlambda"),
+    ),
+    (
+        9,
+        "unknown optimizer 'rmsporp'; did you mean rmsprop? "
+        "Choose shared-adam, shared-rmsprop, rmsprop or momentum",
+        *("--optimizer", "rmsporp"),
+    ),
     (10, "--seed must be within [0, 2^63) (got -1)", "--seed", "-1"),
     (10, f"--seed must be within [0, 2^63) (got {2**70})", "--seed", str(2**70)),
     (20, "device 'cuda:7' is not available (found: cpu)", "--device", "cuda:7"),

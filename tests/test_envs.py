@@ -161,6 +161,21 @@ def test_seeds_must_match_the_number_of_environments() -> None:
         numbered("Scripted/Numbered-v0").reset([1, 2])
 
 
+ACTIONS = spaces.Discrete(2)
+NESTED = spaces.Dict(
+    inner=spaces.Tuple([spaces.Discrete(3, start=1), spaces.MultiDiscrete([2, 2])]),
+    place=spaces.Box(-1, 1, (2, 2), np.float64),
+    keys=spaces.MultiBinary(2),
+)
+
+
+def flattened_by_hand(observation: dict) -> np.ndarray:
+    """Parts one after the other, in the order of the space."""
+    number, pair = observation["inner"]
+    one_hot = [*np.eye(3)[number - 1], *np.eye(2)[pair[0]], *np.eye(2)[pair[1]]]
+    return np.array([*one_hot, *observation["place"].ravel(), *observation["keys"]], "float32")
+
+
 class TestSpaces:
     """Observations and actions in the one form the networks know."""
 
@@ -177,6 +192,9 @@ class TestSpaces:
             (spaces.Box(-1, 1, (), np.float32), "vector", (1,), "float32", 1),
             (spaces.MultiBinary(6), "vector", (6,), "float32", 1),
             (spaces.Discrete(5, start=3), "vector", (5,), "float32", 1),
+            (spaces.MultiDiscrete([2, 3]), "vector", (5,), "float32", 1),
+            (spaces.Tuple([ACTIONS, spaces.MultiBinary(3)]), "vector", (5,), "float32", 1),
+            (spaces.Dict(a=spaces.Box(0, 255, (9,), np.uint8)), "vector", (9,), "uint8", 1 / 255),
         ],
     )
     def test_layout(
@@ -194,6 +212,11 @@ class TestSpaces:
             (spaces.Box(0, 255, (20, 30), np.uint8), lambda x: x[None]),
             (spaces.Box(-1, 1, (3, 4), np.float64), lambda x: x.ravel()),
             (spaces.Discrete(5, start=3), lambda x: np.eye(5)[x - 3]),
+            (
+                spaces.MultiDiscrete([2, 3], start=[0, 4]),
+                lambda x: [*np.eye(2)[x[0]], *np.eye(3)[x[1] - 4]],
+            ),
+            (NESTED, flattened_by_hand),
         ],
     )
     def test_observations_arrive_in_the_layout(self, space: spaces.Space, convert) -> None:
@@ -202,7 +225,7 @@ class TestSpaces:
         batch.reset([1, 2, 3])
         obs = batch.step(np.zeros(3, np.int64)).obs
         for row, env in zip(obs, batch.vector.envs, strict=True):
-            assert np.array_equal(row, convert(env.last).astype(batch.info.dtype))
+            assert np.array_equal(row, np.asarray(convert(env.last), batch.info.dtype))
 
     def test_actions_start_at_zero_for_the_caller(self) -> None:
         actions = spaces.Discrete(4, start=5)
@@ -225,10 +248,11 @@ class TestSpaces:
     @pytest.mark.parametrize(
         ("space", "text"),
         [
-            (spaces.Dict({"a": spaces.Discrete(2)}), r"Dict\(\.\.\.\)"),
-            (spaces.Tuple([spaces.Discrete(2)]), r"Tuple\(\.\.\.\)"),
+            (spaces.Dict(a=spaces.Dict(b=spaces.Text(3))), r".* holds Text.*\['a'\]\['b'\]"),
+            (spaces.Tuple([spaces.Discrete(4097)]), r".* holds Discrete\(4097\) at \[0\]"),
             (spaces.Text(3), r"Text\(\.\.\.\)"),
-            (spaces.MultiDiscrete([2, 3]), "MultiDiscrete"),
+            (spaces.MultiDiscrete([2048, 2049]), "MultiDiscrete"),
+            (spaces.Box(0, 1, (0,)), r"Box\(0,\)"),
             (spaces.Box(0, 1, (2, 2, 2, 2, 2)), r"Box\(2, 2, 2, 2, 2\)"),
             (spaces.Discrete(4097), r"Discrete\(4097\)"),
         ],
@@ -237,14 +261,21 @@ class TestSpaces:
         with pytest.raises(UserError, match=f"observation space {text}.* is not supported; wrap"):
             probe(EnvSpec(SpacesEnv, {"observation_space": space, "action_space": ACTIONS}))
 
-    @pytest.mark.parametrize("space", [spaces.MultiDiscrete([2, 3]), spaces.Tuple([])])
-    def test_unsupported_actions(self, space: spaces.Space) -> None:
-        with pytest.raises(UserError, match="DQN needs a Discrete action space; SpacesEnv has"):
-            probe(EnvSpec(SpacesEnv, {"observation_space": ACTIONS, "action_space": space}))
+    def test_an_image_among_others_is_refused(self) -> None:
+        camera = spaces.Dict(camera=spaces.Box(0, 255, (64, 64, 3), np.uint8), speed=ACTIONS)
+        with pytest.raises(UserError, match=r"holds an image at \['camera'\], Box.*; wrap") as said:
+            probe(EnvSpec(SpacesEnv, {"observation_space": camera, "action_space": ACTIONS}))
+        assert "\n" not in str(said.value)
 
-    def test_pendulum_is_refused(self) -> None:
-        with pytest.raises(UserError, match=r"needs a Discrete .*; Pendulum-v1 has Box\(1,\)"):
-            probe(EnvSpec("Pendulum-v1"))
+    @pytest.mark.parametrize("space", [spaces.Dict({}), spaces.Tuple([])])
+    def test_empty_observations_are_refused(self, space: spaces.Space) -> None:
+        with pytest.raises(UserError, match="is empty; give it a Box"):
+            probe(EnvSpec(SpacesEnv, {"observation_space": space, "action_space": ACTIONS}))
+
+    def test_blackjack_is_three_one_hot_vectors(self) -> None:
+        batch = make_vector(EnvSpec("Blackjack-v1"), 4, training=True)
+        obs = batch.reset(range(4))
+        assert obs.shape == (4, 32 + 11 + 2) and (obs.sum(axis=1) == 3).all()
 
     def test_a_wrong_shape_is_not_broadcast(self) -> None:
         spec = EnvSpec("Scripted/Faulty-v0", {"fault": "wrong-shape", "at_step": 2}, IMPORTS)
@@ -257,9 +288,6 @@ class TestSpaces:
     def test_floats_in_a_space_of_bytes_are_refused(self) -> None:
         with pytest.raises(UserError, match="float64 observations, its space says uint8"):
             probe(EnvSpec(LyingEnv))
-
-
-ACTIONS = spaces.Discrete(2)
 
 
 class LyingEnv(SpacesEnv):

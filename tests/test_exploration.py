@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from async_dqn.config import Config
-from async_dqn.exploration import LADDER, anneal, epsilon_greedy, final_epsilons, ladder
+from async_dqn.exploration import (
+    BOLTZMANN,
+    EPSILON_GREEDY,
+    LADDER,
+    Schedule,
+    apex_ladder,
+    epsilon_greedy,
+    ladder,
+    schedule,
+)
 from async_dqn.task import Task
 
 
@@ -31,21 +40,39 @@ def test_ladder_is_interleaved_so_that_every_worker_gets_the_mix() -> None:
                 assert abs(np.sum(epsilons[:end] == np.float32(epsilon)) - share * end) <= 1
 
 
-def test_one_epsilon_for_all_unless_the_ladder_is_asked_for() -> None:
-    np.testing.assert_allclose(final_epsilons("epsilon", 0.05, 3), [0.05] * 3)
-    np.testing.assert_array_equal(final_epsilons("ladder", 0.05, 7), ladder(7))
+def test_apex_ladder_is_the_papers_formula() -> None:
+    for count in range(2, 65):
+        expected = [0.4 ** (1 + 7 * i / (count - 1)) for i in range(count)]
+        np.testing.assert_allclose(apex_ladder(count), expected, rtol=1e-5)
+    np.testing.assert_allclose(apex_ladder(1), [0.4])
 
 
-@pytest.mark.parametrize("exploration", ["ladder", "epsilon"])
+@pytest.mark.parametrize(
+    ("settings", "start", "finals"),
+    [
+        ({"exploration": "epsilon", "epsilon_final": 0.2}, 1.0, [0.2] * 7),
+        ({"exploration": "ladder", "epsilon_start": 0.7}, 0.7, ladder(7)),
+        ({"exploration": "apex"}, 1.0, apex_ladder(7)),
+        ({"exploration": "boltzmann", "temperature_start": 3.0}, 3.0, [0.01] * 7),
+        ({"exploration": "noisy", "noisy": True}, 1.0, [0.0] * 7),
+    ],
+)
+def test_each_exploration_has_its_schedule(settings, start, finals) -> None:
+    made = schedule(Config.from_flat(settings).exploration, 7)
+    assert made.start == start
+    np.testing.assert_allclose(made.finals, finals, rtol=1e-6)
+
+
+@pytest.mark.parametrize("exploration", ["ladder", "apex", "epsilon", "boltzmann"])
 def test_epsilons_at_a_global_step_are_the_same_at_every_number_of_workers(
     exploration: str,
 ) -> None:
     def epsilons(workers: int, step: int) -> np.ndarray:
-        settings = {"workers": workers, "envs_per_worker": 32 // workers}
-        config = Config.from_flat({**settings, "exploration": exploration, "epsilon_steps": 1000})
-        task = Task(config, None, None, None)
-        finals = [task.final_epsilons(worker) for worker in range(workers)]
-        return np.concatenate([anneal(part, 1.0, 1000, step) for part in finals])
+        count = 32 // workers
+        settings = {"workers": workers, "envs_per_worker": count, "epsilon_steps": 1000}
+        task = Task(Config.from_flat({**settings, "exploration": exploration}), None, None, None)
+        parts = [task.exploration.of(worker, count).at(step) for worker in range(workers)]
+        return np.concatenate(parts)
 
     for step in (0, 1, 500, 999, 1000, 10**9):
         alone = epsilons(1, step)
@@ -54,11 +81,36 @@ def test_epsilons_at_a_global_step_are_the_same_at_every_number_of_workers(
             np.testing.assert_array_equal(epsilons(workers, step), alone)
 
 
-def test_anneal_is_linear_from_start_to_finals_and_stays_there() -> None:
+def test_a3c_explores_by_its_policy_alone() -> None:
+    task = Task(Config.from_flat({"algorithm": "a3c", "workers": 1}), None, None, None)
+    assert not task.exploration.at(0).any()
+
+
+def test_schedule_is_linear_from_start_to_finals_and_stays_there() -> None:
     finals = np.array([0.1, 0.5], np.float32)
+    made = Schedule(1.0, finals, 1000)
     for step, expected in ((0, [1, 1]), (250, [0.775, 0.875]), (1000, finals), (5000, finals)):
-        np.testing.assert_allclose(anneal(finals, 1.0, 1000, step), expected, rtol=1e-6)
-    np.testing.assert_allclose(anneal(finals, 1.0, 0, 0), finals, rtol=1e-6)
+        np.testing.assert_allclose(made.at(step), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("policy", "strength"), [(EPSILON_GREEDY, 0.3), (BOLTZMANN, 0.7)])
+def test_a_policy_draws_with_the_probabilities_it_states(policy, strength) -> None:
+    draws = 60_000
+    q_values = np.tile(np.array([0.0, 1.0, 0.4], np.float32), (draws, 1))
+    strengths = np.full(draws, strength, np.float32)
+    actions, greedy = policy.act(q_values, strengths, np.random.default_rng(0))
+    stated = policy.probabilities(q_values[:1], strengths[:1])[0]
+    assert stated.sum() == pytest.approx(1) and stated.dtype == np.float32
+    np.testing.assert_allclose(np.bincount(actions) / draws, stated, atol=0.01)
+    np.testing.assert_array_equal(greedy, actions == 1)
+
+
+def test_boltzmann_is_softmax_at_the_temperature_and_greedy_when_cold() -> None:
+    q_values = np.array([[1.0, 3.0], [100.0, 99.0]], np.float32)
+    strengths = np.array([2.0, 0.01], np.float32)
+    stated = BOLTZMANN.probabilities(q_values, strengths)
+    np.testing.assert_allclose(stated[0], [1 / (1 + np.e), np.e / (1 + np.e)], rtol=1e-5)
+    np.testing.assert_allclose(stated[1], [1.0, 0.0], atol=1e-6)
 
 
 def test_epsilon_greedy_takes_each_action_as_often_as_it_should() -> None:

@@ -16,6 +16,7 @@ from async_dqn.learner import Learner, Statistics
 from async_dqn.memory import SharedBlock
 from async_dqn.optimizers import Optimizer, SharedAdam
 from async_dqn.parameters import (
+    ENV_ERRORS,
     EPISODES,
     HEARTBEAT_NS,
     LEARNING,
@@ -34,7 +35,7 @@ SETTINGS = {"workers": 2, "envs_per_worker": 2, "rollout_length": 4, "hidden": (
 class Descent:
     """Plain gradient descent: theta moves by -lr * gradient, so that a test can read it."""
 
-    rows = 0
+    rows, shared = 0, True
 
     def step(self, theta, gradient, state, lr, updates):
         theta.add_(gradient, alpha=-lr)
@@ -55,7 +56,7 @@ class Bench:
         self.config = Config.from_flat(SETTINGS | settings)
         spec = EnvSpec(env, kwargs or {}, imports, 50)
         info = envs.probe(EnvSpec(ChainEnv) if env is FaultyEnv else spec)
-        structure = architecture.choose(self.config.network, info)
+        structure = architecture.choose(self.config, info)
         self.task = Task(self.config, spec, info, structure)
         self.optimizer = optimizer or Descent()
         net = self.task.network()
@@ -98,7 +99,7 @@ def test_an_update_moves_theta_by_the_gradient_of_the_loss_on_its_rollout(algori
                 torch.as_tensor(vector).clone(), module.parameters()
             )
         moved = bench.update()
-        loss, _ = bench.learner.algorithm.loss(net, target if sync else None, rollouts[-1])
+        loss, *_ = bench.learner.algorithm.loss(net, target if sync else None, rollouts[-1])
         gradient = torch.autograd.grad(loss, list(net.parameters()))
         expected = -0.5 * torch.cat([part.flatten() for part in gradient])
         torch.testing.assert_close(moved[: len(expected)], expected, rtol=1e-3, atol=1e-6)
@@ -131,16 +132,26 @@ def test_the_budget_is_met_to_the_step() -> None:
 
 @pytest.mark.parametrize("optimizer", [Descent(), SharedAdam()])
 def test_a_non_finite_gradient_changes_nothing_but_the_count_of_skipped_updates(optimizer) -> None:
-    kwargs = {"fault": "nan", "at_step": 6}
-    bench = Bench(FaultyEnv, kwargs, optimizer)
+    rewards = (*(1.0,) * 5, 3e38, *(1.0,) * 20)
+    bench = Bench(NumberedEnv, {"lengths": (26,), "rewards": rewards}, optimizer)
     assert bench.update().any()  # steps 1 to 4 are sound
     before = [vector.clone() for vector in bench.store.state]
-    assert not bench.update().any()  # step 6 observes nan
+    assert not bench.update().any()  # the square of step 6 is beyond float32
     assert all(map(torch.equal, bench.store.state, before))
     assert (bench.slot(SKIPPED), bench.slot(UPDATES), bench.slot(STEPS)) == (1, 1, 16)
     assert bench.update().any() and bench.update().isfinite().all()  # and it goes on
     assert (bench.slot(SKIPPED), bench.slot(UPDATES)) == (1, 3)
     assert bench.learner.record()["updates"] == 3
+
+
+def test_what_an_environment_gives_that_is_not_finite_never_reaches_a_gradient() -> None:
+    bench = Bench(FaultyEnv, {"fault": "nan", "at_step": 6})
+    for _ in range(4):
+        assert bench.update().isfinite().all()
+    assert bench.slot(SKIPPED) == 0 and bench.slot(UPDATES) == 4
+    broken = bench.slot(ENV_ERRORS)
+    assert broken >= 2  # both environments, each built anew
+    assert bench.slot(STEPS) == 4 * 8 - broken  # a broken step counts for nothing
 
 
 @pytest.mark.parametrize(("rewards", "clipped"), [((1e6,), True), ((1e-3,), False)])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from async_dqn.returns import lambda_returns
+from async_dqn.returns import composed_returns, lambda_returns, rescale, unscale
 
 GAMMA = 0.9
 
@@ -90,3 +90,24 @@ def test_constant_reward_truncated_at_10_has_the_endless_sum_as_fixed_point(lam:
     endless = 1 / (1 - GAMMA)
     returns = lambda_returns(ones, GAMMA * ones, ends, endless * ones, lam * ones)
     np.testing.assert_allclose(returns, endless, rtol=1e-6)
+
+
+def test_a_composed_return_is_the_lambda_return_taken_apart() -> None:
+    """For lam of 0 and 1: G = R + D * v of the row it names."""
+    rng = np.random.default_rng(4)
+    for _ in range(100):
+        rewards, discounts, ends, values, lam = random_case(rng)
+        lam = (lam > 0.5).astype(np.float32)
+        returns, products, rows = composed_returns(rewards, discounts, ends, lam)
+        expected = forward_view(rewards, discounts, ends, values, lam)
+        composed = returns + products * values.reshape(-1)[rows]
+        np.testing.assert_allclose(composed, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rescaling_compresses_and_unscaling_undoes_it() -> None:
+    x = np.array([-1e6, -300.0, -1.0, 0.0, 0.5, 3.0, 99.0, 1e6], np.float64)
+    np.testing.assert_allclose(rescale(np.array([3.0, -8.0])), [1.003, -2.008])  # by hand
+    np.testing.assert_allclose(unscale(rescale(x)), x, rtol=1e-8, atol=1e-12)
+    assert (np.diff(rescale(x)) > 0).all()
+    single = np.linspace(-200, 200, 101, dtype=np.float32)
+    np.testing.assert_allclose(unscale(rescale(single)), single, rtol=2e-3, atol=2e-3)

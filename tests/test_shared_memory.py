@@ -25,7 +25,6 @@ from async_dqn.parameters import (
     ParameterStore,
     flat_vector,
     named_tensors,
-    padded_size,
 )
 
 SIZE = 64
@@ -244,21 +243,6 @@ def test_every_attached_store_sees_one_optimizer_state() -> None:
     first.push(torch.ones(SIZE), lr=0.0)
     torch.testing.assert_close(second.state[0], torch.full((SIZE,), 0.01))
     assert (second.theta == 0).all() and second.updates == 1
-
-
-def test_staleness_is_the_updates_by_others_between_pull_and_push() -> None:
-    block, network = new_block(size=padded_size(small_net())), FlatNetwork(small_net())
-    ones = torch.ones_like(network.vector)
-    first, second = (ParameterStore(block, Accumulate(), slot) for slot in range(2))
-    first.pull(network)
-    assert first.push(ones, 1.0) == 0
-    first.pull(network)
-    assert [second.push(ones, 1.0) for _ in range(3)] == [1, 2, 3]  # never pulled
-    assert first.push(ones, 1.0) == 3
-    first.pull(network)
-    assert first.push(ones, 1.0) == 0
-    first.pull(network)
-    assert (network.vector == 6).all()
 
 
 def test_steps_sum_over_workers_and_what_earlier_sessions_did() -> None:

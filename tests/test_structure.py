@@ -14,17 +14,19 @@ PACKAGE = Path(async_dqn.__file__).parent
 FLOORS = (
     # stand alone
     "settings cores returns exploration leases rollout optimizers memory child processes durable"
-    " progress",
-    "method combinations parameters metrics",
+    " progress noisy sum_tree",
+    "method combinations parameters metrics replay",
     "sections",
     "config",
     # what the settings mean
     "architecture spaces env_spec options presets signals run_folder checkpoint_format",
-    "networks env_batch checkpoint recorder",
+    "actions loop_env",
+    "heads torsos env_batch checkpoint recorder",
+    "networks",
     "algorithms envs task",
     # acting and learning
-    "collector evaluator",
-    "learner",
+    "collector player",
+    "evaluator learner",
     "worker reports",
     "run",
     # the modes

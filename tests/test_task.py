@@ -15,7 +15,7 @@ def task(**settings) -> Task:
     config, _ = resolve({"env": "CartPole-v1", **settings})
     spec = EnvSpec("CartPole-v1")
     info = envs.probe(spec)
-    return Task(config, spec, info, architecture.choose(config.network, info))
+    return Task(config, spec, info, architecture.choose(config, info))
 
 
 def test_no_two_environments_share_a_seed_and_evaluation_has_its_own():
@@ -36,7 +36,7 @@ def test_workers_and_incarnations_explore_differently_and_repeatably():
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_the_workers_share_the_ladder_of_all_environments(workers):
     one = task(workers=workers, envs_per_worker=4, exploration="ladder", oversubscribe=True)
-    dealt = np.concatenate([one.final_epsilons(worker) for worker in range(workers)])
+    dealt = np.concatenate([one.exploration.of(worker, 4).finals for worker in range(workers)])
     values, counts = np.unique(dealt, return_counts=True)
     expected = {0.1: 0.4, 0.01: 0.3, 0.5: 0.3}
     assert dealt.shape == (4 * workers,)

@@ -13,10 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from async_dqn.exploration import epsilon_greedy
+from async_dqn.algorithms.rollout_passes import (
+    Loss,
+    acting_q_values,
+    actions_taken,
+    present,
+    successors,
+    weighted_loss,
+)
+from async_dqn.exploration import EPSILON_GREEDY, Choice, Floats, Policy
 from async_dqn.networks import QOutput
-from async_dqn.returns import lambda_returns
-from async_dqn.rollout import Rollout, flat
+from async_dqn.returns import lambda_returns, rescale, unscale
+from async_dqn.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -26,75 +34,77 @@ class QLearning:
     lam: float  # 0 is one-step, 1 is n-step
     double: bool = False
     watkins: bool = False  # cut the return before an exploratory action
+    rescaled: bool = False  # the network's outputs are h(Q) (Pohlen et al. 2018)
+    policy: Policy = EPSILON_GREEDY
 
-    def act(
-        self, output: QOutput, epsilon: NDArray[np.float32], generator: np.random.Generator
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def act(self, output: QOutput, epsilon: Floats, generator: np.random.Generator) -> Choice:
         """Return actions [B] and which of them are greedy [B]."""
-        return epsilon_greedy(output.q_values.numpy(), epsilon, generator)
+        return self.policy.act(output.q_values.numpy(), epsilon, generator)
 
-    def loss(
-        self, online: nn.Module, target: nn.Module | None, rollout: Rollout
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss, half the weighted MEAN squared error over T x B, and the Q-values.
-
-        The mean (the paper sums) keeps the learning rate independent of T and B. The Q-values
-        [T * B] are those of the actions taken. The weights must not all be 0.
-        """
+    def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Loss:
+        """Half the squared error of the actions taken. The weights must not all be 0."""
         targets = torch.from_numpy(self.targets(online, target, rollout)).flatten()
-        actions = torch.from_numpy(flat(rollout.actions[:-1, :, None]))
-        weights = torch.from_numpy(rollout.weights).flatten()
-        output, _ = online(torch.from_numpy(flat(rollout.obs[:-1])), rollout.state)
-        chosen = output.q_values.gather(1, actions).squeeze(1)
-        assert chosen.shape == targets.shape == weights.shape
-        loss = 0.5 * (weights * (targets - chosen).square()).sum() / weights.sum()
-        return loss, chosen.detach()
+        chosen = present(online, rollout).q_values.gather(1, actions_taken(rollout)).squeeze(1)
+        errors = targets - chosen
+        return weighted_loss(rollout, 0.5 * errors.square(), chosen, errors.abs())
 
     @torch.inference_mode()
     def targets(
         self, online: nn.Module, target: nn.Module | None, rollout: Rollout
     ) -> NDArray[np.float32]:
         """The lambda-returns [T, B] from the true successors."""
-        lam = np.full_like(rollout.rewards, self.lam)
-        if self.watkins:
-            lam *= rollout.greedy[1:]  # lam[t] multiplies G[t+1], so the cut sits one step early
-        acting = self._acting_values(online, rollout)
-        if target is None:
-            values = acting.max(axis=2)
-        else:
-            values = self._target_values(target, rollout, acting, lam)
-        return lambda_returns(rollout.rewards, rollout.discounts, rollout.ends, values, lam)
-
-    def _acting_values(self, online: nn.Module, rollout: Rollout) -> NDArray[np.float32]:
-        """Q-values [T, B, A] of the true successors under the acting network."""
-        q_values = rollout.q_values[1:]
-        rows = rollout.final_rows
-        open_rows = flat(rollout.discounts[:, :, None])[rows, 0] > 0  # truncated, not terminated
-        if not open_rows.any():
-            return q_values
-        q_values = q_values.copy()
-        output, _ = online(torch.from_numpy(rollout.final_obs[open_rows]))
-        flat(q_values)[rows[open_rows]] = output.q_values.numpy()
-        return q_values
-
-    def _target_values(
-        self,
-        target: nn.Module,
-        rollout: Rollout,
-        acting: NDArray[np.float32],
-        lam: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        """v [T, B] under the target network, computed only where the recursion reads it."""
+        acting = acting_q_values(online, rollout) if self._needs_acting(target, rollout) else None
+        lam = self.traces(rollout, acting)
+        values = np.zeros_like(rollout.rewards)
+        # Only where the recursion reads v.
         needed = rollout.ends | (lam < 1)
         needed[-1] = True
         rows = np.flatnonzero(needed & (rollout.discounts > 0))
-        output, _ = target(torch.from_numpy(flat(rollout.next_obs)[rows]))
-        q_values = output.q_values.numpy()
-        if self.double:
-            best = flat(acting)[rows].argmax(axis=1)
-            chosen = q_values[np.arange(len(rows)), best]
+        values.reshape(-1)[rows] = self._values(target, rollout, acting, rows)
+        rewards = self.rewards(online, target, rollout)
+        returns = lambda_returns(rewards, rollout.discounts, rollout.ends, values, lam)
+        return rescale(returns) if self.rescaled else returns
+
+    def traces(self, rollout: Rollout, acting: Floats | None) -> Floats:
+        """lam [T, B]; Watkins: 0 where the next action is not the acting network's best."""
+        lam = np.full_like(rollout.rewards, self.lam)
+        if self.watkins:  # lam[t] multiplies G[t+1], so the cut sits one step early
+            if rollout.greedy is not None:
+                lam *= rollout.greedy[1:]
+            else:
+                lam *= rollout.actions[1:] == acting.argmax(axis=2)
+        return lam
+
+    def rewards(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Floats:
+        """The rewards [T, B] that enter the recursion."""
+        return rollout.rewards
+
+    def bootstrap(
+        self, q_values: Floats, acting: Floats | None, rollout: Rollout, rows: NDArray[np.int64]
+    ) -> Floats:
+        """v [K] of the successors of the steps `rows`, from their Q-values [K, A].
+
+        `acting` [K, A] are those of the acting network, where the method asks for them.
+        """
+        if not self.double:
+            return q_values.max(axis=1)
+        return q_values[np.arange(len(rows)), acting.argmax(axis=1)]
+
+    @property
+    def asks_acting(self) -> bool:
+        """Whether `bootstrap` reads the acting network beside the target network."""
+        return self.double
+
+    def _needs_acting(self, target: nn.Module | None, rollout: Rollout) -> bool:
+        return target is None or self.asks_acting or (self.watkins and rollout.greedy is None)
+
+    def _values(self, target, rollout: Rollout, acting: Floats | None, rows) -> Floats:
+        if acting is not None:
+            acting = acting.reshape(-1, acting.shape[2])[rows]
+        if target is None:
+            q_values = acting
         else:
-            chosen = q_values.max(axis=1)
-        values = np.zeros_like(rollout.rewards)
-        values.reshape(-1)[rows] = chosen
-        return values
+            q_values = successors(target, rollout, rows).q_values.numpy()
+        if self.rescaled:
+            q_values = unscale(q_values)
+        return self.bootstrap(q_values, acting, rollout, rows)

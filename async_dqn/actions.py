@@ -1,0 +1,104 @@
+"""Action spaces as numbers 0..A-1, all that Q-learning can choose from.
+
+Box actions are cut into bins by gymnasium's own wrapper, whose actions are the bins' centres;
+MultiDiscrete and MultiBinary vectors are numbered in mixed radix. Discrete spaces stay as they are.
+"""
+
+import math
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import DiscretizeAction
+
+from async_dqn.config import UserError
+from async_dqn.spaces import describe, num_actions
+
+MAX_ACTIONS = 4096
+
+
+class MixedRadixAction(gymnasium.ActionWrapper):
+    """Vectors of counted components as numbers 0..A-1, the last component running fastest."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.vectors = env.action_space
+        self.radices = component_sizes(self.vectors)
+        self.action_space = spaces.Discrete(math.prod(self.radices))
+
+    def action(self, action: int) -> np.ndarray:
+        """The vector with this number, in the shape and dtype of the environment's space."""
+        vector = np.array(np.unravel_index(action, self.radices), self.vectors.dtype)
+        return vector.reshape(self.vectors.shape) + getattr(self.vectors, "start", 0)
+
+
+def numbered(env: gymnasium.Env, bins: int, name: str) -> gymnasium.Env:
+    """The environment with a Discrete action space; Box actions get `bins` values per dimension.
+
+    Raises UserError for spaces that cannot be numbered, Box without finite bounds, and more than
+    4096 actions.
+    """
+    space = env.action_space
+    if isinstance(space, spaces.Box):
+        _check_box(space, bins, name)
+        return DiscretizeAction(env, bins)
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        _check_count(math.prod(component_sizes(space)), name, "use fewer action components")
+        return MixedRadixAction(env)
+    num_actions(space, name)  # refuses all but Discrete
+    return env
+
+
+def action_table(env: gymnasium.Env) -> np.ndarray:
+    """The environment's own actions [A, *shape] by number, `env` as `numbered` gives it."""
+    space = env.action_space
+    if isinstance(env, DiscretizeAction | MixedRadixAction):
+        return np.stack([env.action(number) for number in range(space.n)])
+    return np.arange(space.n) + space.start
+
+
+def action_mapping(env: gymnasium.Env) -> dict[str, Any] | None:
+    """What the numbers mean, JSON-able, `env` as `numbered` gives it; None for Discrete spaces.
+
+    Number n is the vector of indices `unravel_index(n, sizes)`. With kind "bins", component i is
+    the centre of that bin out of sizes[i] between low[i] and high[i]; with kind "vector" it is
+    the index plus start[i].
+    """
+    if isinstance(env, DiscretizeAction):
+        low, high = env.low.astype(float).tolist(), env.high.astype(float).tolist()
+        meaning = {"kind": "bins", "sizes": env.bins.tolist(), "low": low, "high": high}
+    elif isinstance(env, MixedRadixAction):
+        start = np.ravel(getattr(env.vectors, "start", np.zeros(env.vectors.shape, int)))
+        meaning = {"kind": "vector", "sizes": list(env.radices), "start": start.tolist()}
+    else:
+        return None
+    own = env.env.action_space
+    return {**meaning, "shape": list(own.shape), "dtype": str(own.dtype)}
+
+
+def component_sizes(space: spaces.MultiDiscrete | spaces.MultiBinary) -> tuple[int, ...]:
+    """How many values each component has, in the order of the ravelled vector."""
+    if isinstance(space, spaces.MultiBinary):
+        return (2,) * math.prod(space.shape)
+    return tuple(np.ravel(space.nvec).tolist())
+
+
+def _check_box(space: spaces.Box, bins: int, name: str) -> None:
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(space.high - space.low).all()  # float32 maxima overflow: no bounds
+    if not finite:
+        raise UserError(
+            f"{name} has {describe(space)} actions without finite bounds; "
+            "give its action space a finite low and high"
+        )
+    dimensions = math.prod(space.shape)
+    fits = 2**dimensions <= MAX_ACTIONS
+    advice = "lower --action-bins" if fits else "use fewer action dimensions"
+    _check_count(bins**dimensions, name, advice)
+
+
+def _check_count(count: int, name: str, advice: str) -> None:
+    if count > MAX_ACTIONS:
+        shown = count if count < 10**12 else "over 10^12"
+        raise UserError(f"{name} would have {shown} actions, more than {MAX_ACTIONS}; {advice}")

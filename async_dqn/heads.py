@@ -1,0 +1,149 @@
+"""What turns features into Q-values: linear, dueling, categorical, quantile and actor-critic heads.
+
+Every head returns a `QOutput` with `q_values` [N, A], so acting and evaluating need not know which.
+
+Initialisation: output layers start at a hundredth of torch's default (uniform within
+1 / sqrt(features)) and with bias 0, so that the first greedy policy follows no accident of the
+seed. The noise of NoisyLinear keeps its full size there: it IS the exploration, and as the means
+are near 0 the first actions are close to uniformly random.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from async_dqn.architecture import Architecture
+from async_dqn.noisy import NoisyLinear
+
+Dense = Callable[[int, int], nn.Linear]
+
+
+class QOutput(NamedTuple):
+    """What every head returns."""
+
+    q_values: torch.Tensor  # [N, A]
+    atoms: torch.Tensor | None = None  # [N, A, atoms]: log-probabilities, or quantile values
+
+
+def build_head(architecture: Architecture, features: int) -> nn.Module:
+    """The head that the architecture names, on `features` inputs."""
+    dense = NoisyLinear if architecture.noisy else nn.Linear
+    actions, atoms = architecture.num_actions, architecture.atoms
+    if architecture.head == "actor-critic":
+        return ActorCriticHead(features, actions, dense)
+    if architecture.head == "q":
+        head = DuelingHead if architecture.dueling else LinearHead
+        return head(features, actions, dense)
+    streams = DuelingStreams if architecture.dueling else LinearStream
+    scores = streams(features, actions, atoms, dense)
+    if architecture.head == "categorical":
+        return CategoricalHead(scores, architecture.v_min, architecture.v_max, atoms)
+    return QuantileHead(scores)
+
+
+class LinearHead(nn.Module):
+    """Q(s, .) = W features + b."""
+
+    def __init__(self, features: int, num_actions: int, dense: Dense = nn.Linear):
+        super().__init__()
+        self.q = _small(dense(features, num_actions))
+
+    def forward(self, features: torch.Tensor) -> QOutput:
+        return QOutput(self.q(features))
+
+
+class DuelingHead(nn.Module):
+    """Q = V + A - mean A (Wang et al. 2016, eq. 9)."""
+
+    def __init__(self, features: int, num_actions: int, dense: Dense = nn.Linear):
+        super().__init__()
+        self.value = _small(dense(features, 1))
+        self.advantage = _small(dense(features, num_actions))
+
+    def forward(self, features: torch.Tensor) -> QOutput:
+        return QOutput(_dueling(self.value(features), self.advantage(features)))
+
+
+class ActorCriticHead(nn.Module):
+    """A policy and a state value (Mnih et al. 2016) as q = V + log pi + H(pi).
+
+    So softmax(q) = pi and sum(pi q) = V: the Q-values of soft optimality at temperature 1 for this
+    policy and value (O'Donoghue et al. 2017), and the greedy action is the policy's mode.
+    """
+
+    def __init__(self, features: int, num_actions: int, dense: Dense = nn.Linear):
+        super().__init__()
+        self.value = _small(dense(features, 1))
+        self.policy = _small(dense(features, num_actions))
+
+    def forward(self, features: torch.Tensor) -> QOutput:
+        log_pi = self.policy(features).log_softmax(1)
+        entropy = -(log_pi.exp() * log_pi).sum(1, keepdim=True)
+        return QOutput(self.value(features) + log_pi + entropy)
+
+
+class LinearStream(nn.Module):
+    """Scores [N, A, atoms] = W features + b."""
+
+    def __init__(self, features: int, num_actions: int, atoms: int, dense: Dense = nn.Linear):
+        super().__init__()
+        self.shape = (num_actions, atoms)
+        self.q = _small(dense(features, num_actions * atoms))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.q(features).unflatten(1, self.shape)
+
+
+class DuelingStreams(nn.Module):
+    """Scores [N, A, atoms], dueling atom by atom as in Rainbow (Hessel et al. 2018, section 3)."""
+
+    def __init__(self, features: int, num_actions: int, atoms: int, dense: Dense = nn.Linear):
+        super().__init__()
+        self.shape = (num_actions, atoms)
+        self.value = _small(dense(features, atoms))
+        self.advantage = _small(dense(features, num_actions * atoms))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        advantage = self.advantage(features).unflatten(1, self.shape)
+        return _dueling(self.value(features).unsqueeze(1), advantage)
+
+
+class CategoricalHead(nn.Module):
+    """Probabilities of fixed values, `support` [atoms] (C51, Bellemare et al. 2017, section 4)."""
+
+    def __init__(self, scores: nn.Module, v_min: float, v_max: float, atoms: int):
+        super().__init__()
+        self.scores = scores
+        self.register_buffer("support", torch.linspace(v_min, v_max, atoms), persistent=False)
+
+    def forward(self, features: torch.Tensor) -> QOutput:
+        log_probabilities = self.scores(features).log_softmax(2)
+        return QOutput(log_probabilities.exp() @ self.support, log_probabilities)
+
+
+class QuantileHead(nn.Module):
+    """Quantiles at the midpoints (i + 1/2) / atoms (QR-DQN, Dabney et al. 2018, section 4).
+
+    No bounds, unlike the categorical head; nothing keeps the quantiles in order.
+    """
+
+    def __init__(self, scores: nn.Module):
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, features: torch.Tensor) -> QOutput:
+        quantiles = self.scores(features)
+        return QOutput(quantiles.mean(2), quantiles)
+
+
+def _dueling(value: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+    return value + advantage - advantage.mean(1, keepdim=True)
+
+
+def _small(layer: nn.Linear) -> nn.Linear:
+    with torch.no_grad():
+        layer.weight.mul_(0.01)
+        layer.bias.zero_()
+    return layer

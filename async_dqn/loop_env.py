@@ -1,0 +1,89 @@
+"""Single environments stepped in a loop, as one gymnasium vector environment."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from async_dqn.spaces import ObservationLayout, row_writer
+
+
+class LoopVectorEnv(VectorEnv):
+    """Single environments with SAME_STEP autoreset, in the form of `async_dqn.spaces`.
+
+    Against SyncVectorEnv it keeps final observations of environments that reuse one array, cuts
+    episodes without a wrapper per environment, and has under half the overhead per step.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(self, envs: Sequence[gymnasium.Env], layout: ObservationLayout, limit: int):
+        self.envs = list(envs)
+        self.num_envs = len(self.envs)
+        space, actions = self.envs[0].observation_space, self.envs[0].action_space
+        assert isinstance(actions, spaces.Discrete)
+        low, high = (0, 255) if layout.dtype == "uint8" else (-np.inf, np.inf)
+        self.single_observation_space = spaces.Box(low, high, layout.shape, layout.dtype)
+        self.single_action_space = spaces.Discrete(int(actions.n))
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._first_action = int(actions.start)
+        self._limit = limit
+        self._elapsed = [0] * self.num_envs
+        self._playing = dict(enumerate(self.envs))
+        self.observations = np.zeros((self.num_envs, *layout.shape), layout.dtype)
+        self._finals = np.zeros_like(self.observations)
+        self._write = row_writer(space, self.observations)
+        self._write_final = row_writer(space, self._finals)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Reset all, with one seed per environment (a list)."""
+        for row, env in enumerate(self.envs):
+            observation, _ = env.reset(seed=seed[row] if seed is not None else None)
+            self._write(row, observation)
+        self._elapsed = [0] * self.num_envs
+        self._playing = dict(enumerate(self.envs))
+        return self.observations, {}
+
+    def leave_out(self, row: int) -> None:
+        """Step this environment no more until the next reset; its row keeps what it holds."""
+        del self._playing[row]
+
+    def replace(self, row: int, env: gymnasium.Env, seed: int) -> None:
+        """Put `env` in the place of this row's, which is closed, and start an episode."""
+        if env is not self.envs[row]:
+            self.envs[row].close()
+        self.envs[row] = self._playing[row] = env
+        observation, _ = env.reset(seed=seed)
+        self._write(row, observation)
+        self._elapsed[row] = 0
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step all; `final_obs` is dense, valid in the rows of the mask `_final_obs`."""
+        rewards = np.zeros(self.num_envs)
+        terminations, truncations = np.zeros((2, self.num_envs), np.bool_)
+        elapsed, limit, write = self._elapsed, self._limit, self._write
+        chosen = (actions + self._first_action).tolist() if self._first_action else actions.tolist()
+        for row, env in self._playing.items():
+            observation, rewards[row], terminated, truncated, _ = env.step(chosen[row])
+            elapsed[row] += 1
+            if terminated or truncated or elapsed[row] >= limit:
+                terminations[row] = terminated
+                truncations[row] = truncated or elapsed[row] >= limit
+                self._write_final(row, observation)
+                observation, _ = env.reset()
+                elapsed[row] = 0
+            write(row, observation)
+        infos = {"final_obs": self._finals, "_final_obs": terminations | truncations}
+        return self.observations, rewards, terminations, truncations, infos
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the environments."""
+        for env in self.envs:
+            env.close()

@@ -1,0 +1,144 @@
+"""The layers between observation and head: dense layers for vectors, convolutions for images.
+
+No layer keeps running statistics (a racy update would tear them): LayerNorm only, which is also
+what lets Q-learning do without a target network (PQN, Gallici et al. 2024).
+
+Initialisation is torch's default everywhere: dense layers and convolutions, weights and biases,
+uniform within 1 / sqrt(fan-in); norms start as the identity after normalising.
+"""
+
+import torch
+from torch import nn
+
+from async_dqn.architecture import Architecture
+from async_dqn.noisy import NoisyLinear
+
+# Convolution stacks: (channels, kernel, stride) per layer and the width of the dense layer.
+CONVOLUTIONS = {
+    "small-conv": (((16, 3, 1),), 128),  # Young & Tian 2019 (MinAtar)
+    "nips": (((16, 8, 4), (32, 4, 2)), 256),  # Mnih et al. 2013, and of the asynchronous paper
+    "nature": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512),  # Mnih et al. 2015
+}
+RESIDUAL_STAGES = (16, 32, 32)  # channels, Espeholt et al. 2018, fig. 3
+
+
+def build_torso(architecture: Architecture) -> tuple[nn.Sequential, int]:
+    """The torso that the architecture names and the number of features [N, features] it gives."""
+    if len(architecture.observation_shape) == 1:
+        return _vector_torso(architecture)
+    if architecture.network == "impala":
+        return _image_torso(architecture, *_residual_layers(architecture), 256)
+    if architecture.network == "conv":
+        stack, dense = _halving_stack(architecture.observation_shape), 256
+    else:
+        stack, dense = CONVOLUTIONS[architecture.network]
+    return _image_torso(architecture, *_plain_layers(architecture, stack), dense)
+
+
+class Bounds(nn.Module):
+    """Maps the box of `low` and `high` (one number per input) to [-1, 1]; it learns nothing."""
+
+    def __init__(self, low: tuple[float, ...], high: tuple[float, ...]):
+        super().__init__()
+        # An input that has only one value becomes 0.
+        factor = [2 / (b - a) if b > a else 1.0 for a, b in zip(low, high, strict=True)]
+        shift = [-(a + b) / 2 * f for a, b, f in zip(low, high, factor, strict=True)]
+        self.register_buffer("factor", torch.tensor(factor), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(self.shift, vectors, self.factor)
+
+
+class Convolutions(nn.Sequential):
+    """Convolution layers, in bfloat16 if asked; the features that come out are float32.
+
+    Only here: small differences of Q-values do not survive bfloat16 in the last layers.
+    """
+
+    def __init__(self, bfloat16: bool, *layers: nn.Module):
+        super().__init__(*layers)
+        self.bfloat16 = bfloat16
+
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            return super().forward(planes).float()
+
+
+class Residual(nn.Sequential):
+    """x + layers(x)."""
+
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        return planes + super().forward(planes)
+
+
+def _vector_torso(architecture: Architecture) -> tuple[nn.Sequential, int]:
+    (width,) = architecture.observation_shape
+    layers: list[nn.Module] = []
+    if architecture.low is not None:
+        layers.append(Bounds(architecture.low, architecture.high))
+    for hidden in architecture.hidden if architecture.network == "mlp" else ():
+        layers += _dense(architecture, width, hidden)
+        width = hidden
+    return nn.Sequential(*layers), width
+
+
+def _image_torso(
+    architecture: Architecture, layers: list[nn.Module], pixels: int, dense: int
+) -> tuple[nn.Sequential, int]:
+    """Convolution layers that give `pixels` numbers, and a dense layer."""
+    convolutions = Convolutions(architecture.bfloat16, *layers, nn.Flatten())
+    return nn.Sequential(convolutions, *_dense(architecture, pixels, dense)), dense
+
+
+def _plain_layers(architecture: Architecture, stack) -> tuple[list[nn.Module], int]:
+    channels, height, width = architecture.observation_shape
+    layers: list[nn.Module] = []
+    for out, kernel, stride in stack:
+        layers += [*_convolution(architecture, channels, out, kernel, stride), nn.ReLU()]
+        channels = out
+        height, width = (1 + (side - kernel) // stride for side in (height, width))
+    return layers, channels * height * width
+
+
+def _residual_layers(architecture: Architecture) -> tuple[list[nn.Module], int]:
+    """Per stage a convolution, a max-pool that halves the sides, rounded up, and two blocks."""
+    channels, height, width = architecture.observation_shape
+    layers: list[nn.Module] = []
+    for out in RESIDUAL_STAGES:
+        layers += _convolution(architecture, channels, out, 3, 1, padding=1)
+        layers += [nn.MaxPool2d(3, stride=2, padding=1)]
+        layers += [_residual_block(architecture, out) for _ in range(2)]
+        channels, height, width = out, -(-height // 2), -(-width // 2)
+    return [*layers, nn.ReLU()], channels * height * width
+
+
+def _residual_block(architecture: Architecture, channels: int) -> Residual:
+    layers: list[nn.Module] = []
+    for _ in range(2):
+        layers += [nn.ReLU(), *_convolution(architecture, channels, channels, 3, 1, padding=1)]
+    return Residual(*layers)
+
+
+def _convolution(
+    architecture: Architecture, channels: int, out: int, kernel: int, stride: int, padding: int = 0
+) -> list[nn.Module]:
+    convolution = nn.Conv2d(channels, out, kernel, stride, padding)
+    # One group: LayerNorm over the whole feature map.
+    return [convolution, nn.GroupNorm(1, out)] if architecture.layer_norm else [convolution]
+
+
+def _dense(architecture: Architecture, inputs: int, outputs: int) -> list[nn.Module]:
+    linear = (NoisyLinear if architecture.noisy else nn.Linear)(inputs, outputs)
+    norm = [nn.LayerNorm(outputs)] if architecture.layer_norm else []
+    return [linear, *norm, nn.ReLU()]
+
+
+def _halving_stack(shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """3x3 convolutions of stride 2 until the shorter side is at most 8."""
+    side, stack = min(shape[1:]), [(16, 3, 1)]
+    side -= 2
+    while side > 8:
+        stack.append((32, 3, 2))
+        side = 1 + (side - 3) // 2
+    return stack
