@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from async_dqn import architecture, checkpoint, envs, training
 from async_dqn.actions import action_table
+from async_dqn.algorithms import build_algorithm
 from async_dqn.config import Config, UserError
 from async_dqn.env_spec import EnvInfo, EnvSpec
+from async_dqn.networks import State
 from async_dqn.parameters import FlatNetwork, flat_vector
 from async_dqn.player import Player
 from async_dqn.presets import resolve
@@ -83,29 +85,38 @@ class AsyncDQN:
         return self
 
     def predict(
-        self, observation: Any, deterministic: bool = True, epsilon: float = 0.05
-    ) -> tuple[Any, None]:
-        """Choose the action for one observation or a batch, greedily or epsilon-greedily.
+        self,
+        observation: Any,
+        state: State | None = None,
+        deterministic: bool = True,
+        epsilon: float = 0.05,
+    ) -> tuple[Any, State | None]:
+        """Choose the action for one observation (an int) or a batch (int64 [N]).
 
-        Actions are those of the environment's own action space: an int or int64 [N] for Discrete,
-        else an array [*shape] or [N, *shape]. A batch is stacked as gymnasium's vector environments
-        stack it. The second value (a recurrent state in similar libraries) is None.
+        Greedy; with `deterministic=False` as in training, with this epsilon (or temperature).
+        Actions are those of the environment's own action space. The second value is the state of
+        a recurrent agent, to be given with the next observation of the episode; else None.
         """
         batch, single = self._batch(observation)
-        q_values = self._forward(batch)
-        actions = q_values.argmax(axis=1)
+        with torch.inference_mode():
+            output, state = self.network.net(torch.from_numpy(batch), state)
+        strength = np.full(len(batch), epsilon, np.float32)
+        actions = output.q_values.numpy().argmax(axis=1)
         if not deterministic:
-            explore = np.random.random(len(actions)) < epsilon
-            random = np.random.randint(q_values.shape[1], size=len(actions))
-            actions = np.where(explore, random, actions)
+            actions, _ = self._algorithm.act(output, strength, self._generator)
         own = self._actions[actions]
         if single:
             own = int(own[0]) if self.task.info.actions is None else own[0]
-        return own, None
+        return own, state
 
     def q_values(self, observations: Any) -> NDArray[np.float32]:
-        """Q-values float32 [N, A] of a batch of observations (or [1, A] of a single one)."""
-        return self._forward(self._batch(observations)[0])
+        """Q-values float32 [N, A] of a batch of observations (or [1, A] of a single one).
+
+        Of a recurrent agent: at the start of an episode.
+        """
+        with torch.inference_mode():
+            output, _ = self.network.net(torch.from_numpy(self._batch(observations)[0]))
+        return output.q_values.numpy()
 
     def evaluate(self, episodes: int = 100, seed: int | None = None) -> tuple[float, float]:
         """Mean and standard deviation of the true return of greedy play over `episodes`.
@@ -161,6 +172,8 @@ class AsyncDQN:
         info = envs.probe(spec)
         self.task = Task(self.config, spec, info, architecture.choose(self.config, info))
         self._space, self._actions = _interface(spec, info)
+        self._algorithm = build_algorithm(self.config)
+        self._generator = np.random.default_rng()
 
     def _load(self, found: checkpoint.Checkpoint) -> None:
         meaning = found.state.get("env_info", {}).get("actions")
@@ -174,11 +187,6 @@ class AsyncDQN:
             self.network.vector.copy_(flat_vector(self.network.net, found.tensors["model"]))
         except (KeyError, ValueError) as error:
             raise UserError(f"checkpoint does not match: {error}") from error
-
-    def _forward(self, batch: NDArray) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            output, _ = self.network.net(torch.from_numpy(batch))
-        return output.q_values.numpy()
 
     def _batch(self, observation: Any) -> tuple[NDArray, bool]:
         """Observations in the network's layout [N, ...], and whether it was a single one."""

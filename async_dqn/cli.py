@@ -124,9 +124,9 @@ def _preset_rows() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("preset", "environments", "algorithm", "steps")]
     for preset in map(presets.load, presets.names()):
         settings = preset.settings
-        rows.append(
-            (preset.name, " ".join(preset.env), settings["algorithm"], f"{settings['steps']:,}")
-        )
+        steps = f"{settings['steps']:,}" if "steps" in settings else "as the environment's"
+        envs = " ".join(preset.env) or "any, over its own"
+        rows.append((preset.name, envs, settings["algorithm"], steps))
     return rows
 
 

@@ -2,7 +2,8 @@
 
 Later sources win: field defaults, preset, the preset's table for the algorithm, --config file,
 command line. A preset is found by name or by environment id: one that names the id, else one
-with a pattern for its family (`ALE/*`), else none.
+with a pattern for its family (`ALE/*`), else none. A preset for no environment in particular is
+laid over that of the environment.
 """
 
 import fnmatch
@@ -56,11 +57,20 @@ def resolve(
     """
     given = {name: _check_given(name, value) for name, value in flat.items()}
     chosen = merge(read_config(config_file) if config_file else {}, given)
-    base = load(preset) if preset else find(chosen.get("env", SETTINGS["env"].default))
-    tuned = base.for_algorithm(chosen.get("algorithm")) if base else {}
+    tuned = _tuned(chosen, load(preset) if preset else None)
     config = Config.from_flat(merge(tuned, chosen))
     _check_combination(config, given, chosen)
     return config, frozenset(SETTINGS[name].dotted for name in chosen)
+
+
+def _tuned(chosen: Mapping[str, Any], named: Preset | None) -> dict[str, Any]:
+    """What presets say, where `chosen` gives the environment and perhaps the algorithm."""
+    if named is not None and named.env:
+        return named.for_algorithm(chosen.get("algorithm"))
+    over = named.settings if named is not None else {}
+    algorithm = chosen.get("algorithm", over.get("algorithm"))
+    base = find(chosen.get("env", SETTINGS["env"].default))
+    return merge(base.for_algorithm(algorithm) if base else {}, over)
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from async_dqn.config import SECTIONS, Config, UserError
 from async_dqn.envs import EnvInfo, EnvSpec
 from async_dqn.exploration import schedule
 from async_dqn.recorder import Recorder
+from async_dqn.replay import replay_bytes
 from async_dqn.run_folder import RunFolder, check_new_run
 
 if TYPE_CHECKING:
@@ -86,9 +87,10 @@ def train(
         processes.preload(envs.preload_modules(environment.env) if factory is None else [])
     info = envs.probe(spec)
     structure = architecture.choose(config, info)
+    _check_replay(config)
     folder = _folder(config, spec, origin)
     with folder, closing(_recorder(folder, config, info, origin, in_own_process)) as recorder:
-        _announce(config, folder, notes)
+        _announce(config, info, folder, notes)
         # Only now: everything that can be refused has been checked.
         from async_dqn.run import Run
         from async_dqn.task import Task
@@ -102,6 +104,17 @@ def train(
             raise
         except Exception as error:
             raise _failed(folder, recorder, error) from error
+
+
+def _check_replay(config: Config) -> None:
+    """Raise UserError if a shard cannot hold one segment."""
+    parallel, capacity = config.parallel, config.replay.replay_capacity
+    least = parallel.workers * parallel.envs_per_worker * (parallel.rollout_length + 1)
+    if config.replay.replay != "none" and capacity < least:
+        raise UserError(
+            f"--replay-capacity {capacity} is too small for {parallel.workers} workers of "
+            f"{parallel.envs_per_worker} environments; give at least {least}"
+        )
 
 
 class RunFailed(UserError):
@@ -141,7 +154,7 @@ def _recorder(
     return Recorder(folder, config, asdict(info), step, wall_s, console, in_own_process)
 
 
-def _announce(config: Config, folder: RunFolder, notes: list[str]) -> None:
+def _announce(config: Config, info: EnvInfo, folder: RunFolder, notes: list[str]) -> None:
     """Print the resolved settings, who explores how much, and where the results go."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -150,16 +163,29 @@ def _announce(config: Config, folder: RunFolder, notes: list[str]) -> None:
     for section, settings in config.to_dict().items():
         shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value != {})
         print(f"{section:12} {shown}")
-    parallel, exploration = config.parallel, config.exploration
-    count = parallel.workers * parallel.envs_per_worker
-    strength = schedule(exploration, count)
-    mix = ", ".join(
-        f"{np.count_nonzero(strength.finals == final)} of {count} environments to {final:.3g}"
-        for final in np.unique(strength.finals)
-    )
-    name = "temperature" if exploration.exploration == "boltzmann" else "epsilon"
-    print(f"{name:12} from {strength.start:g}: {mix}")
+    print(_exploration(config))
+    if info.actions is not None:
+        print(f"actions      {info.num_actions}, each one of {info.actions}")
+    replay, parallel = config.replay, config.parallel
+    if replay.replay != "none":
+        capacity = replay.replay_capacity // parallel.workers
+        each = (capacity, parallel.envs_per_worker, info.observation_shape, info.dtype)
+        megabytes = parallel.workers * replay_bytes(*each) / 1e6
+        print(f"replay       {parallel.workers} shards of {capacity} steps, {megabytes:.0f} MB")
     print(f"run folder   {folder}", flush=True)
+
+
+def _exploration(config: Config) -> str:
+    if config.algorithm.algorithm == "a3c":
+        return "exploration  by the policy itself"
+    count = config.parallel.workers * config.parallel.envs_per_worker
+    strength = schedule(config.exploration, count)
+    finals, counts = np.unique(strength.finals, return_counts=True)
+    mix = ", ".join(f"{n} of {count} environments to {x:.3g}" for x, n in zip(finals, counts))
+    if len(finals) > 5:
+        mix = f"{count} environments to {finals[0]:.3g} ... {finals[-1]:.3g}"
+    name = "temperature" if config.exploration.exploration == "boltzmann" else "epsilon"
+    return f"{name:12} from {strength.start:g}: {mix}"
 
 
 def _folder(config: Config, spec: EnvSpec, origin: checkpoint.Checkpoint | None) -> RunFolder:

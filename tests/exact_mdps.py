@@ -89,19 +89,19 @@ def chain(length: int = 5) -> MDP:
     return MDP(transitions, rewards, terminal, start, gamma=0.9, limit=47)
 
 
-def cliff(seed: int = 0) -> MDP:
-    """3 x 4 cells: the goal (1) bottom right, a cliff (-1) between it and the bottom left; both
+def cliff(seed: int = 2) -> MDP:
+    """2 x 4 cells: goal (1) bottom right, between it and the bottom left a cliff (-1); both
     terminate. Episodes start in any safe cell."""
-    rewards = {(2, 1): -1.0, (2, 2): -1.0, (2, 3): 1.0}
-    return _grid(3, 4, rewards, step_reward=-0.05, spread=0.05, slip=0.0, limit=47, seed=seed)
+    rewards = {(1, 1): -1.0, (1, 2): -1.0, (1, 3): 1.0}
+    return _grid(2, 4, rewards, step_reward=-0.05, spread=0.05, slip=0.0, limit=47, seed=seed)
 
 
-def grid(seed: int = 4) -> MDP:
-    """4 x 4 cells, the goal (1) in a corner, every step 0.1 and one in five slips sideways.
+def grid(seed: int = 76) -> MDP:
+    """3 x 3 cells, goal (1) in a corner, a step costs about 0.1, one in five slips sideways.
 
-    Cut after 7 steps, mostly far from the goal: whoever takes that for an end learns little.
+    Cut after 4 steps, mostly before the goal: whoever takes that for an end learns little.
     """
-    return _grid(4, 4, {(3, 3): 1.0}, step_reward=-0.1, spread=0.1, slip=0.2, limit=7, seed=seed)
+    return _grid(3, 3, {(2, 2): 1.0}, step_reward=-0.1, spread=0.1, slip=0.2, limit=4, seed=seed)
 
 
 def _grid(

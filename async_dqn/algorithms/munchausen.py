@@ -1,7 +1,7 @@
 """Munchausen Q-learning (Vieillard et al. 2020, eq. 1): soft values, and log pi in the reward.
 
 With pi = softmax(Q / tau) of the target network (the acting one where there is none), the reward
-grows by alpha tau log pi(a|s), cut at l_0, and v = tau log sum exp(Q / tau). Any trace goes with it.
+grows by alpha tau log pi(a|s), cut at l_0, and v = tau log sum exp(Q / tau). Any trace fits.
 """
 
 import numpy as np
