@@ -122,7 +122,7 @@ class ReplayConfig(Section):
     replay_start: int = setting(
         1_000, "steps collected before learning begins", unit="global steps", within=COUNT
     )
-    batch_size: int = setting(32, "segments in a batch from replay", within=COUNT)
+    batch_size: int = setting(128, "segments in a batch from replay", within=COUNT)
     priority_exponent: float = setting(
         0.6, "0 draws uniformly, 1 in proportion to the error", within=UNIT_INTERVAL
     )

@@ -1,9 +1,10 @@
 """Settings files (TOML), presets, and how the sources of settings are merged.
 
-Later sources win: field defaults, preset, the preset's table for the algorithm, --config file,
-command line. A preset is found by name or by environment id: one that names the id, else one
-with a pattern for its family (`ALE/*`), else none. A preset for no environment in particular is
-laid over that of the environment.
+Later sources win: field defaults, preset, its tables for single choices, --config file, command
+line. A table `[per-algorithm.a3c.optimizer]` of a preset holds where a3c is chosen, one
+`[per-recurrent.true.parallel]` where --recurrent is. A preset is found by name or by environment
+id: one that names the id, else one with a pattern for its family (`ALE/*`), else none. A preset for
+no environment in particular is laid over that of the environment.
 """
 
 import fnmatch
@@ -39,11 +40,13 @@ class Preset:
     name: str
     env: tuple[str, ...]  # ids or patterns
     settings: dict[str, Any]
-    per_algorithm: dict[str, dict[str, Any]]
+    tables: dict[str, dict[str, dict[str, Any]]]  # by setting and value, such as algorithm, a3c
 
-    def for_algorithm(self, algorithm: str | None) -> dict[str, Any]:
-        """Its settings with `algorithm` (None: the preset's own)."""
-        return merge(self.settings, self.per_algorithm.get(algorithm or "", {}))
+    def for_choices(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Its settings where those in `chosen` are given."""
+        values = {**self.settings, **chosen}
+        known = {name: str(values[name]).lower() for name in self.tables.keys() & values.keys()}
+        return merge(self.settings, *(self.tables[n].get(value, {}) for n, value in known.items()))
 
 
 def resolve(
@@ -66,11 +69,10 @@ def resolve(
 def _tuned(chosen: Mapping[str, Any], named: Preset | None) -> dict[str, Any]:
     """What presets say, where `chosen` gives the environment and perhaps the algorithm."""
     if named is not None and named.env:
-        return named.for_algorithm(chosen.get("algorithm"))
+        return named.for_choices(chosen)
     over = named.settings if named is not None else {}
-    algorithm = chosen.get("algorithm", over.get("algorithm"))
     base = find(chosen.get("env", SETTINGS["env"].default))
-    return merge(base.for_algorithm(algorithm) if base else {}, over)
+    return merge(base.for_choices({**over, **chosen}) if base else {}, over)
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,9 +121,13 @@ def load(name: str) -> Preset:
     path = PRESET_FILES / f"{name}.toml"
     data = read_toml(str(path))
     env = tuple(data.pop("env", ()))
-    tables = data.pop("per-algorithm", {})
-    per_algorithm = {key: flatten(table, path.name) for key, table in tables.items()}
-    return Preset(name, env, flatten(data, path.name), per_algorithm)
+    tables = {
+        key.removeprefix("per-").replace("-", "_"): {
+            value: flatten(table, path.name) for value, table in data.pop(key).items()
+        }
+        for key in [key for key in data if key.startswith("per-")]
+    }
+    return Preset(name, env, flatten(data, path.name), tables)
 
 
 def find(env: str) -> Preset | None:

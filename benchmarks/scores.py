@@ -88,6 +88,7 @@ def run(options: str, seed: int) -> dict[str, Any]:
         state = json.loads((latest / "state.json").read_text())
         rows = (path.parent / "metrics.csv").read_text().splitlines()[1:]
     speeds = [float(row.split(",")[6]) for row in rows[1:-1]] or [0.0]
+    result["training return"] = float(rows[-1].split(",")[3])
     result["steps/s"] = statistics.median(speeds)
     result["evaluator"] = state["evaluator_cpu_s"] / result["cpu_s"]
     return result

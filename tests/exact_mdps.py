@@ -8,7 +8,6 @@ the mean of those of 1 .. T steps. What a time limit does to a state's target de
 the state is met how late in the episode, so episode time is part of the solvers' state.
 """
 
-import dataclasses
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +44,10 @@ class MDPEnv(gymnasium.Env):
     def __init__(self, mdp: MDP):
         self.mdp = mdp
         states, actions = mdp.rewards.shape[:2]
-        self.observation_space, self.action_space = spaces.Discrete(states), spaces.Discrete(actions)
+        self.observation_space, self.action_space = (
+            spaces.Discrete(states),
+            spaces.Discrete(actions),
+        )
         cumulative = mdp.transitions.cumsum(2)
         self._cumulative = (cumulative / cumulative[:, :, -1:]).tolist()
         self._start = (mdp.start.cumsum() / mdp.start.sum()).tolist()
@@ -112,7 +114,7 @@ def _grid(
     spread: float,
     slip: float,
     limit: int,
-    seed: int = 0,
+    seed: int,
 ) -> MDP:
     """Four moves (up, right, down, left), walls all around; `ends` are terminal cells' rewards.
 
@@ -142,6 +144,8 @@ def _grid(
 class Operator:
     """What an algorithm's targets are in expectation, on its own epsilon-greedy behaviour.
 
+    Supposes that row of the rollout and time in the episode are independent: episodes of random
+    length, or a limit that has no divisor in common with `length`.
     `at_limit`: "bootstrap" from the state that the limit cut off (right), or one of the two
     errors: "terminate" (bootstrap nothing) and "reset" (bootstrap from the next episode's start).
     """
@@ -168,7 +172,9 @@ class Operator:
         for _ in range(self.length - 1):
             onward = (policy * ((1 - kept) * values[:, None] + kept * returns[1:])).sum(2)
             onward = np.where(mdp.terminal, 0.0, onward)
-            returns[:-1] = step_rewards + mdp.gamma * np.einsum("iaj,tj->tia", mdp.transitions, onward)
+            returns[:-1] = step_rewards + mdp.gamma * np.einsum(
+                "iaj,tj->tia", mdp.transitions, onward
+            )
             total += returns
         weights = lateness(mdp, policy)
         return np.einsum("ti,tia->ia", weights, total) / self.length
@@ -205,7 +211,9 @@ def fixed_point(mdp: MDP, operator: Operator, start: Array | None = None) -> Arr
 
     Raises RuntimeError where that does not happen (greedy actions that swap for ever).
     """
-    return _settle(lambda q: operator(mdp, q), np.zeros(mdp.rewards.shape[:2]) if start is None else start)
+    return _settle(
+        lambda q: operator(mdp, q), np.zeros(mdp.rewards.shape[:2]) if start is None else start
+    )
 
 
 def optimal_q(mdp: MDP) -> Array:
@@ -237,8 +245,3 @@ def regret(mdp: MDP, q: Array) -> float:
     best = optimal_q(mdp)[mdp.states]
     chosen = best[np.arange(len(best)), q[mdp.states].argmax(1)]
     return float((best.max(1) - chosen).max() / np.abs(best).max())
-
-
-def with_limit(mdp: MDP, limit: int) -> MDP:
-    """The same, cut after `limit` steps."""
-    return dataclasses.replace(mdp, limit=limit)

@@ -241,7 +241,19 @@ class UnbuildableEnv(gymnasium.Env):
         raise ValueError("no\ndisplay")
 
 
+def hidden_velocity_cartpole(render_mode: str | None = None) -> gymnasium.Env:
+    """CartPole-v1 that shows position and angle only: one observation is not enough."""
+    env = gymnasium.make("CartPole-v1", render_mode=render_mode)
+    space = env.observation_space
+    seen = spaces.Box(space.low[[0, 2]], space.high[[0, 2]], dtype=np.float32)
+    return gymnasium.wrappers.TransformObservation(env, lambda obs: obs[[0, 2]], seen)
+
+
 IDS: dict[str, dict[str, Any]] = {
+    "Scripted/CartPoleHidden-v1": {
+        "entry_point": "scripted_envs:hidden_velocity_cartpole",
+        "max_episode_steps": 500,
+    },
     "Scripted/Numbered-v0": {"entry_point": "scripted_envs:NumberedEnv"},
     "Scripted/Chain-v0": {"entry_point": "scripted_envs:ChainEnv", "max_episode_steps": 50},
     "Scripted/Faulty-v0": {"entry_point": "scripted_envs:FaultyEnv", "max_episode_steps": 50},

@@ -186,11 +186,32 @@ def test_keywords_of_the_environment_join():
     assert config.environment.env_arg == {"repeat_action_probability": 0.0, "difficulty": 1}
 
 
-@pytest.mark.parametrize("name", presets.names())
+ENV_PRESETS = [name for name in presets.names() if presets.load(name).env]
+
+
+@pytest.mark.parametrize("name", ENV_PRESETS)
 @pytest.mark.parametrize("algorithm", SETTINGS["algorithm"].choices)
 def test_every_preset_is_valid_with_every_algorithm(name, algorithm):
     config, _ = resolve({"algorithm": algorithm}, preset=name)
     assert presets.find(config.environment.env).name == name
+
+
+@pytest.mark.parametrize("name", ENV_PRESETS)
+def test_a_preset_for_no_environment_is_laid_over_that_of_the_environment(name):
+    env = presets.load(name).settings["env"]
+    config, own = resolve({"env": env}, preset="rainbow-async")[0], resolve({"env": env})[0]
+    assert config.network.distributional == "categorical" and config.algorithm.double
+    assert config.replay.replay == "prioritized" and config.exploration.exploration == "noisy"
+    assert config.environment == own.environment and config.run == own.run
+    assert config.network.hidden == own.network.hidden
+    mine = resolve({"env": env, "distributional": "quantile"}, preset="rainbow-async")[0]
+    assert mine.network.distributional == "quantile"
+
+
+def test_a_table_per_choice_follows_switches_too():
+    plain = resolve({"env": "MountainCar-v0"})[0]
+    recurrent = resolve({"env": "MountainCar-v0", "recurrent": True})[0]
+    assert (plain.replay.replay, recurrent.replay.replay) == ("uniform", "none")
 
 
 def test_settings_that_contradict_each_other():

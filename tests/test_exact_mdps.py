@@ -1,4 +1,4 @@
-"""The exact solvers themselves: against enumeration, against each other, against played rollouts."""
+"""The exact solvers themselves: against enumeration, linear solves and played rollouts."""
 
 import itertools
 
@@ -73,7 +73,7 @@ def test_the_fixed_point_does_not_depend_on_where_one_starts(mdp, kind):
     operator = Operator(0.5, 5, **kind)
     q = fixed_point(mdp, operator)
     scale = np.abs(optimal_q(mdp)[mdp.states]).max()
-    for seed in range(5):
+    for seed in range(2):
         start = np.random.default_rng(seed).normal(scale=2 * scale, size=q.shape)
         other = fixed_point(mdp, operator, start)
         np.testing.assert_allclose(other[mdp.states], q[mdp.states], atol=1e-8)
@@ -94,7 +94,7 @@ def test_returns_through_exploratory_actions_miss_q_star_by_epsilon(name, kind):
 
 
 def play(mdp: MDP, policy: np.ndarray, rollouts: int, length: int) -> dict[str, np.ndarray]:
-    """Consecutive rollouts of one environment: arrays [T, rollouts]; `successor` is the true one."""
+    """Consecutive rollouts of one environment: arrays [T, rollouts], with true successors."""
     env, rng = MDPEnv(mdp), np.random.default_rng(0)
     state, _ = env.reset(seed=0)
     cumulative = policy.cumsum(1)
@@ -136,12 +136,12 @@ def test_the_expected_operator_is_the_mean_of_played_targets(name, kind):
 
 @each_operator
 def test_a_wrong_bootstrap_at_the_limit_moves_every_fixed_point_of_the_grid(kind):
-    """By far more than what `test_tabular_truth` tolerates."""
+    """Beyond the 5 % that `test_tabular_truth` tolerates; by far, where nothing is bootstrapped."""
     right = fixed_point(grid(), Operator(0.5, 5, **kind))
     nothing = fixed_point(grid(), Operator(0.5, 5, **kind, at_limit="terminate"))
     assert distance(grid(), right, nothing) > 0.2
     next_episode = fixed_point(grid(), Operator(0.5, 5, **kind, at_limit="reset"))
-    assert distance(grid(), right, next_episode) > 0.1
+    assert distance(grid(), right, next_episode) > 0.06
 
 
 def test_the_environment_terminates_cuts_and_repeats_with_its_seed():
@@ -151,7 +151,7 @@ def test_the_environment_terminates_cuts_and_repeats_with_its_seed():
         first.append(env.reset(seed=episode)[0])
         assert env.reset(seed=episode)[0] == first[-1]
         for time in range(1, 10):
-            state, reward, terminated, truncated, _ = env.step(2 - time % 2)
+            state, _, terminated, truncated, _ = env.step(2 - time % 2)
             assert terminated == (state == 8)
             if terminated or truncated:
                 break

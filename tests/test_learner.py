@@ -254,3 +254,106 @@ def test_statistics_are_means_per_update_and_the_largest_staleness() -> None:
         "async/staleness_mean": 3.0,
         "async/staleness_max": 4,
     }
+
+
+# Replay, noise, recurrent states
+
+
+REPLAY = {"replay": "prioritized", "replay_capacity": 400, "replay_start": 24, "batch_size": 6}
+
+
+def test_nothing_is_learned_from_replay_before_its_start_in_global_steps() -> None:
+    bench = Bench(**REPLAY, epochs=3)  # 8 steps an update
+    moves = [bool(bench.update().any()) for _ in range(5)]
+    assert moves == [False, False, False, True, True]
+    assert bench.slot(UPDATES) == 2 * 3 and bench.learner.record()["updates"] == 6
+    early = Bench(**REPLAY)
+    early.block["slots"][1, STEPS] = 24  # another worker has collected them
+    assert early.update().any()
+
+
+def test_what_was_drawn_gets_the_priority_of_its_error() -> None:
+    bench = Bench(**REPLAY, algorithm="one-step-q", epsilon_final=0.5)
+    shard, losses = bench.learner.shard, []
+    algorithm = bench.learner.algorithm
+
+    class Kept:
+        act = algorithm.act
+
+        def loss(self, *arguments):
+            losses.append(algorithm.loss(*arguments))
+            return losses[-1]
+
+    bench.learner.algorithm = Kept()
+    for _ in range(6):
+        bench.update()
+        if losses:
+            errors = losses[-1].errors.numpy()
+            expected = dict(zip(shard._drawn.tolist(), (errors + 1e-6) ** np.float32(0.6)))
+            for leaf, priority in expected.items():
+                assert shard._tree.masses[leaf] == pytest.approx(priority, rel=1e-5)
+    assert len(losses) == 3 and len(losses[0].errors) == 6
+
+
+def test_after_a_reset_no_segment_of_replay_runs_across() -> None:
+    bench = Bench(NumberedEnv, {"lengths": (50,)}, **REPLAY)
+    for stream in range(6):
+        bench.learner.reset(0, stream)
+        bench.update()
+        bench.update()
+    for _ in range(30):
+        obs = bench.learner.shard.sample(np.random.default_rng(0), 1.0).obs
+        assert (obs[..., 0] == obs[:1, :, 0]).all()  # the seed tag
+        assert (np.diff(obs[..., 2], axis=0) == 1).all()
+
+
+def test_noise_is_drawn_at_every_pull_and_is_the_same_for_acting_and_learning() -> None:
+    bench = Bench(noisy=True, exploration="noisy", target_sync_steps=100)
+    learner, seen = bench.learner, []
+    loss = learner.algorithm.loss
+
+    class Kept:
+        act = learner.algorithm.act
+
+        def loss(self, online, target, rollout):
+            layers = (online.torso[0], online.head.q, target.torso[0], target.head.q)
+            seen.append([layer.noise_out.clone() for layer in layers])
+            with torch.no_grad():
+                q_values = online(torch.from_numpy(rollout.obs[1:-1].reshape(-1, 5)))[0].q_values
+            np.testing.assert_allclose(
+                q_values.numpy().reshape(3, 2, 2), rollout.q_values[1:-1], rtol=1e-4, atol=1e-6
+            )
+            return loss(online, target, rollout)
+
+    learner.algorithm = Kept()
+    for _ in range(4):
+        bench.update()
+    draws = torch.stack([torch.cat([part.flatten() for part in one]) for one in seen])
+    assert all(len(layer) == 2 for layer in seen[0])  # one row per environment
+    assert len({tuple(row.tolist()) for row in draws}) == 4
+    assert not torch.equal(seen[0][0], seen[0][2]), "the target network has the same noise"
+    assert not torch.equal(seen[0][0][0], seen[0][0][1]), "both environments have the same noise"
+
+
+def test_a3c_explores_by_its_policy_alone() -> None:
+    bench = Bench(algorithm="a3c")
+    assert not bench.learner.epsilon(0).any() and not bench.learner.epsilon(10**6).any()
+    assert bench.update().any()
+
+
+def test_the_recurrent_state_starts_anew_with_the_episodes_of_a_reset() -> None:
+    bench = Bench(NumberedEnv, {"lengths": (50,)}, recurrent=True)
+    states = []
+    collect = bench.learner.collector.collect
+
+    def collect_and_keep(*arguments):
+        rollout = collect(*arguments)
+        states.append(rollout.state)
+        return rollout
+
+    bench.learner.collector.collect = collect_and_keep
+    for stream in range(2):
+        bench.learner.reset(0, stream)
+        assert bench.update().any() and bench.update().any()
+    kept = [any(part.any() for part in state) for state in states]
+    assert kept == [False, True, False, True]

@@ -1,0 +1,86 @@
+"""Real asynchronous runs of the methods through the command line, to the end and evaluated."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from async_dqn import checkpoint
+from runs import ROOT, Trainer
+
+SMALL = ("--workers", "2", "--envs-per-worker", "4", "--hidden", "16", "--eval-episodes", "10")
+METHODS = {
+    "a3c": ("--algorithm", "a3c", "--optimizer", "shared-rmsprop", "--lr", "0.01"),
+    "recurrent": ("--recurrent", "--algorithm", "q-lambda", "--optimizer", "rmsprop"),
+    # Prioritized replay, noisy, categorical, double and dueling at once.
+    "rainbow": ("--preset", "rainbow-async", "--env", "CartPole-v1", "--replay-start", "500"),
+    "bins": (
+        *("--env", "Pendulum-v1", "--action-bins", "3", "--algorithm", "one-step-sarsa"),
+        *("--exploration", "boltzmann", "--value-rescaling"),
+    ),
+}
+EVALUATED = ("recurrent", "rainbow")
+WARNING = "an environment gave a reward or an observation that is not finite"
+
+
+def train(folder: Path, *arguments: str) -> tuple[Trainer, str]:
+    """A finished run and what it wrote to stderr."""
+    trainer = Trainer(folder, *SMALL, "--quiet", *arguments)
+    try:
+        code, _, err = trainer.finish(seconds=60)
+    finally:
+        trainer.process.kill()
+    assert code == 0, err
+    return trainer, err
+
+
+def evaluate(run: Path, episodes: int) -> float:
+    """The mean that `evaluate` prints."""
+    command = [sys.executable, str(ROOT / "launch.py"), "evaluate", str(run)]
+    command += ["--episodes", str(episodes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    match = re.fullmatch(
+        r"mean return (-?[\d.]+), standard deviation [\d.]+, (\d+) episodes\n", done.stdout
+    )
+    assert match and int(match[2]) == episodes
+    return float(match[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_runs_to_its_budget_and_is_evaluated(method, tmp_path) -> None:
+    trainer, err = train(tmp_path, "--steps", "3000", *METHODS[method])
+    result = trainer.result()
+    assert err == ""
+    assert (result["status"], result["steps"], result["restarts"]) == ("budget reached", 3000, 0)
+    assert result["updates"] >= 25
+    assert not [e for e in trainer.events() if e["event"] in ("death", "warning")]
+    state = checkpoint.load(checkpoint.resolve(trainer.run)).state
+    assert (state["steps"], state["skipped_updates"], state["env_errors"]) == (3000, 0, 0)
+    low, high = (-2000, 0) if method == "bins" else (8, 500)
+    assert low <= result["final_mean"] <= high
+    if method == "bins":
+        assert state["architecture"]["num_actions"] == 3
+        assert state["env_info"]["actions"] is not None
+    if method in EVALUATED:  # the episodes of the final evaluation again
+        assert evaluate(trainer.run, episodes=10) == pytest.approx(result["final_mean"], abs=0.006)
+
+
+def test_an_environment_that_gives_nan_costs_steps_and_one_warning(tmp_path) -> None:
+    environment = ("--env", "Scripted/Faulty-v0", "--import", "scripted_ids")
+    environment += ("--env-arg", "fault='nan'", "--env-arg", "at_step=37")
+    trainer, err = train(tmp_path, *environment, "--steps", "6000", "--lr", "0.01")
+    assert err.count("\n") == 1 and err.startswith(f"warning: {WARNING}")
+    events = trainer.events()
+    causes = [event["cause"] for event in events if event["event"] == "warning"]
+    assert len(causes) == 1 and causes[0].startswith(WARNING)
+    assert not [event for event in events if event["event"] == "death"]
+    result = trainer.result()
+    assert (result["status"], result["steps"]) == ("budget reached", 6000)
+    state = checkpoint.load(checkpoint.resolve(trainer.run)).state
+    # Each of the 8 environments breaks in its 37th step, is built anew, and so on.
+    assert 6000 // 37 - 16 <= state["env_errors"] <= 6000 // 36
+    assert state["skipped_updates"] == 0
+    assert result["final_mean"] is not None

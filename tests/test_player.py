@@ -1,0 +1,224 @@
+"""The player: whole episodes, greedy, without noise, against episodes played by hand."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from scripted_envs import NotFiniteEnv
+
+from async_dqn import AsyncDQN, architecture, envs
+from async_dqn.config import Config, UserError
+from async_dqn.env_batch import SEED_LIMIT
+from async_dqn.env_spec import EnvSpec
+from async_dqn.parameters import FlatNetwork
+from async_dqn.player import Player
+from async_dqn.task import Task
+
+
+class CueEnv(gymnasium.Env):
+    """The first observation alone tells who is right; scores spell the actions out in ternary.
+
+    Episodes last 3 to 6 steps and end both ways. Observations: cue (first step only), step, noise.
+    """
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-10, 10, (3,), np.float32)
+        self.action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._cue, self._length = self.np_random.normal(), int(self.np_random.integers(3, 7))
+        self._step = 0
+        return self._observe(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._step += 1
+        reward = float(action * 3**self._step + self._cue)
+        over, lost = self._step == self._length, bool(self._cue < 0)
+        return self._observe(), reward, over and lost, over and not lost, {}
+
+    def _observe(self) -> np.ndarray:
+        cue = 3 * self._cue * (self._step == 0)
+        return np.array([cue, self._step / 6, 0.1 * self.np_random.normal()], np.float32)
+
+
+def cue_batch(num_envs: int, max_episode_steps: int = 0) -> SyncVectorEnv:
+    return SyncVectorEnv([CueEnv] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered():
+    gymnasium.register("Cue-v0", CueEnv, vector_entry_point=cue_batch)
+    yield
+    del gymnasium.registry["Cue-v0"]
+
+
+def make_player(env: str | Callable = CueEnv, **settings: Any) -> Player:
+    """A player with a random network whose actions differ from state to state."""
+    torch.manual_seed(0)
+    config = Config.from_flat({"hidden": (16,), "seed": 3, **settings})
+    spec = EnvSpec(env, max_episode_steps=100)
+    info = envs.probe(spec)
+    task = Task(config, spec, info, architecture.choose(config, info))
+    network = FlatNetwork(task.network(), gradient=False)
+    for name, parameter in network.net.named_parameters():
+        scale = 10.0 if name.startswith("head") else 1.5
+        parameter.data.copy_(scale * parameter.data * (100.0 if scale == 10.0 else 1.0))
+    return Player(task, network)
+
+
+def last(player: Player, episodes: int, *key: int) -> list[tuple[float, int]]:
+    scores: list[tuple[float, int]] = []
+    for scores in player.play(episodes, *key):
+        pass
+    return scores
+
+
+@torch.no_grad()
+def by_hand(
+    task: Task, net, episodes: int, *key: int, at_once: int, restart: bool = True
+) -> list[tuple[float, int]]:
+    """The same episodes one environment at a time, without batches or autoreset."""
+    count = min(episodes, at_once)
+    seeds = [seed % SEED_LIMIT for seed in task.seeds(count, *key)]
+    if task.info.batched:
+        drawn = np.random.SeedSequence(task.seeds(count, *key)).generate_state(1, np.uint32)[0]
+        seeds = [int(drawn) + b for b in range(count)]  # SyncVectorEnv counts up
+    finished = []
+    for b, seed in enumerate(seeds):
+        env, state = CueEnv(), net.initial_state(1)
+        for episode in range(episodes // count + (b < episodes % count)):
+            obs, _ = env.reset(seed=None if episode else seed)
+            if restart:
+                state = net.initial_state(1)
+            score, length, over = 0.0, 0, False
+            while not over:
+                output, state = net(torch.from_numpy(obs)[None], state)
+                action = int(output.q_values.argmax())
+                obs, reward, terminated, truncated, _ = env.step(action)
+                score, length, over = score + reward, length + 1, terminated or truncated
+            finished.append((score, length))
+    return finished
+
+
+def assert_same_scores(one: list, other: list) -> None:
+    """Up to the order in which episodes ended; scores are spread out far beyond rounding."""
+    assert len(one) == len(other)
+    np.testing.assert_allclose(sorted(one), sorted(other), rtol=1e-6)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize(("env", "at_once"), [(CueEnv, 20), ("Cue-v0", 100)])
+def test_scores_are_those_of_episodes_played_by_hand(env, at_once, recurrent) -> None:
+    player = make_player(env, recurrent=recurrent)
+    task, net = player.task, player.network.net
+    assert task.info.batched == (env == "Cue-v0")
+    episodes = at_once + at_once // 2 + 3  # some environments play two
+    scores = last(player, episodes, 1, 2)
+    expected = by_hand(task, net, episodes, 1, 2, at_once=at_once)
+    assert_same_scores(scores, expected)
+    if recurrent:  # a state carried into the next episode would show
+        carried = by_hand(task, net, episodes, 1, 2, at_once=at_once, restart=False)
+        assert np.abs(np.sort(carried, 0) - np.sort(expected, 0)).max() > 0.5
+
+
+def test_the_state_carries_the_cue_through_the_episode() -> None:
+    player = make_player(recurrent=True)
+    net = player.network.net
+    remembered = last(player, 30, 1)
+
+    class Forgetful(torch.nn.Module):
+        def initial_state(self, count):
+            return net.initial_state(count)
+
+        def forward(self, obs, state=None):
+            output, _ = net(obs, net.initial_state(len(obs)))
+            return output, state
+
+    player.network.net = Forgetful()
+    assert np.abs(np.sort(last(player, 30, 1), 0) - np.sort(remembered, 0)).max() > 0.5
+
+
+# Faults
+
+
+def fragile(faults: dict, lengths: tuple = (4,)) -> Player:
+    NotFiniteEnv.built.clear()
+    env = functools.partial(NotFiniteEnv, faults=faults, lengths=lengths, rewards=(1.0, 2.0))
+    return make_player(env)
+
+
+def test_an_episode_whose_environment_breaks_is_played_again() -> None:
+    # Instance 0 is the probe's, 1 to 20 play; 21 is built in the place of the first that breaks.
+    faults = {2: ("nan-reward", 3), 4: ("inf-observation", 6), 21: ("none-reward", 4)}
+    player = fragile(faults, lengths=(4, 2))
+    scores = last(player, 45, 1)
+    assert len(NotFiniteEnv.built) == 24
+    # Of 20 environments 5 play long, short, long and 15 long, short.
+    assert sorted(scores) == [(3.0, 2)] * 20 + [(6.0, 4)] * 25
+    assert sorted(last(player, 45, 1)) == sorted(scores)
+
+
+def test_environments_that_break_all_the_time_end_the_game() -> None:
+    assert last(fragile({-1: ("nan-reward", 3)}), 10, 1) == []
+    sound = dict.fromkeys(range(1, 6), ("", 0))
+    scores = last(fragile({-1: ("nan-reward", 3), **sound}), 45, 1)
+    # 15 break in every third step: more than 45 times by the twelfth, two episodes later.
+    assert scores == [(6.0, 4)] * 10
+
+
+def test_the_api_does_not_make_a_score_of_episodes_that_were_not_played() -> None:
+    NotFiniteEnv.built.clear()
+    env = functools.partial(NotFiniteEnv, faults={-1: ("nan-reward", 3)}, lengths=(4,))
+    agent = AsyncDQN(env, hidden=(8,), workers=1)
+    with pytest.raises(UserError):
+        agent.evaluate(episodes=10)
+
+
+# What evaluation leaves out: noise and exploration
+
+
+def test_evaluation_is_without_noise(tmp_path) -> None:
+    settings = {"mode": "serial", "workers": 1, "envs_per_worker": 4, "hidden": (16,)}
+    agent = AsyncDQN(CueEnv, **settings, noisy=True, exploration="noisy", runs_dir=str(tmp_path))
+    agent.learn(600)
+    net = agent.network.net
+    score = agent.evaluate(episodes=40)
+    assert agent.evaluate(episodes=40) == score
+    expected = by_hand(agent.task, net, 40, 2, at_once=20)
+    assert score[0] == pytest.approx(np.mean([one for one, _ in expected]))
+    # The run's own final evaluation saw the same, after a learner drew noise in this process.
+    evaluations = (agent.run / "evaluations.csv").read_text().splitlines()
+    column = evaluations[0].split(",").index("mean")
+    last_mean = float(evaluations[-1].split(",")[column])
+    assert last_mean == pytest.approx(agent.evaluate(episodes=100)[0])
+    net.draw_noise(40, torch.Generator().manual_seed(0))
+    assert agent.evaluate(episodes=40)[0] != pytest.approx(score[0]), "noise would not show"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"exploration": "boltzmann", "temperature_start": 100.0, "temperature_final": 100.0},
+        {"exploration": "epsilon", "epsilon_start": 1.0, "epsilon_final": 1.0},
+        {"algorithm": "a3c"},
+        {"algorithm": "a3c", "recurrent": True},
+    ],
+    ids=lambda s: "-".join(map(str, s.values())),
+)
+def test_evaluation_is_greedy_whatever_explores(settings) -> None:
+    player = make_player(**settings)
+    task, net = player.task, player.network.net
+    if settings.get("algorithm") == "a3c":  # an even policy, whose mode is still one action
+        for name, parameter in net.named_parameters():
+            if name.startswith("head"):
+                parameter.data.mul_(0.001)
+    expected = by_hand(task, net, 30, 1, at_once=20)
+    assert_same_scores(last(player, 30, 1), expected)
+    assert last(player, 30, 1) == last(player, 30, 1)
