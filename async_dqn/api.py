@@ -127,7 +127,14 @@ class AsyncDQN:
         if seed is not None:
             config = task.config.with_settings({"seed": seed})
             task = Task(config, task.spec, task.info, task.architecture)
-        *_, scores = Player(task, self.network).play(episodes, CONFIRMATION)
+        scores: list[tuple[float, int]] = []
+        for scores in Player(task, self.network).play(episodes, CONFIRMATION):
+            pass
+        if len(scores) < episodes:
+            raise UserError(
+                f"{task.spec.name} gave rewards or observations that are not finite too often; "
+                "correct the environment"
+            )
         returns = [score for score, _ in scores]
         return float(np.mean(returns)), float(np.std(returns))
 

@@ -88,6 +88,11 @@ RULES = (
         "parameters; drop --replay",
     ),
     Rule(
+        lambda c: c.parallel.epochs > 1 and (SARSA(c) or A3C(c)),
+        "one-step-sarsa and a3c learn of the policy that acted, which the first update changes; "
+        "drop --epochs",
+    ),
+    Rule(
         lambda c: c.exploration.exploration == "noisy" and not c.network.noisy,
         "--exploration noisy explores by the noise of the network; add --noisy",
     ),
@@ -119,8 +124,9 @@ def check_combination(config: Config) -> None:
     for rule in RULES:
         if rule.refused(config):
             raise UserError(rule.reason)
-    start, final = config.exploration.epsilon_start, config.exploration.epsilon_final
-    if final > start:
+    exploration = config.exploration
+    start, final = exploration.epsilon_start, exploration.epsilon_final
+    if exploration.exploration == "epsilon" and final > start:
         hint = f"is above the starting value {start:g}; lower it or raise --epsilon-start"
         raise UserError(f"--epsilon-final {final:g} {hint}")
     if config.run.device != "cpu":

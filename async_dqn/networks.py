@@ -32,7 +32,7 @@ class QNetwork(nn.Module):
 
     def __init__(self, architecture: Architecture):
         super().__init__()
-        self.scale = architecture.scale
+        self.scale, self.noisy = architecture.scale, architecture.noisy
         self.torso, features = build_torso(architecture)
         self.cell = None
         if architecture.recurrent:

@@ -33,6 +33,7 @@ class Reporter:
         self._last = (time.monotonic(), *self._counts())
         self._reported_step = self.store.steps
         self._exploration = task.exploration
+        self._faults_before = store.total(ENV_ERRORS)
         self._warned = False
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -59,7 +60,7 @@ class Reporter:
             if self.callback is not None and self.callback({"step": steps, **tags}) is False:
                 self.stop_wanted = True
         self.progress()
-        if not self._warned and self.store.total(ENV_ERRORS):
+        if not self._warned and self.store.total(ENV_ERRORS) > self._faults_before:
             self._warned = True
             self.recorder.warn(
                 "an environment gave a reward or an observation that is not finite; the step was "

@@ -65,6 +65,6 @@ def rescale(x: Floats) -> Floats:
 
 def unscale(x: Floats) -> Floats:
     """The inverse of `rescale`."""
-    eps = RESCALING_EPS
-    root = np.sqrt(1 + 4 * eps * (np.abs(x) + 1 + eps))
-    return np.sign(x) * (((root - 1) / (2 * eps)) ** 2 - 1)
+    eps, size = RESCALING_EPS, np.abs(x, dtype=np.float64)  # cancellation near 0
+    root = np.sqrt(1 + 4 * eps * (size + 1 + eps))
+    return (np.sign(x) * (((root - 1) / (2 * eps)) ** 2 - 1)).astype(x.dtype)

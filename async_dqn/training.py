@@ -171,7 +171,10 @@ def _announce(config: Config, info: EnvInfo, folder: RunFolder, notes: list[str]
         capacity = replay.replay_capacity // parallel.workers
         each = (capacity, parallel.envs_per_worker, info.observation_shape, info.dtype)
         megabytes = parallel.workers * replay_bytes(*each) / 1e6
-        print(f"replay       {parallel.workers} shards of {capacity} steps, {megabytes:.0f} MB")
+        print(
+            f"replay       {parallel.workers} shards of {capacity} steps, {megabytes:.0f} MB; "
+            f"learning begins at step {replay.replay_start}"
+        )
     print(f"run folder   {folder}", flush=True)
 
 

@@ -186,6 +186,8 @@ def test_targets_carry_no_gradient_and_take_the_target_networks_values() -> None
 class Tabular(nn.Module):
     """Q(s, a) = weight[a, s] on one-hot states: a linear network without bias."""
 
+    noisy = False
+
     def __init__(self, table: list[list[float]]):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(table))

@@ -53,8 +53,10 @@ REFUSED = [
     (11, {**REPLAY, **A3C}, {**REPLAY, "algorithm": "n-step-q"}),
     (12, {**REPLAY, "recurrent": True}, {"recurrent": True}),
     (12, {"replay": "prioritized", "recurrent": True}, {"replay": "prioritized"}),
-    (13, {"exploration": "noisy"}, {"exploration": "noisy", "noisy": True}),
-    (13, {"exploration": "noisy", "recurrent": True}, {"exploration": "epsilon", "noisy": True}),
+    (13, {"epochs": 2, **SARSA}, {"epochs": 2, "algorithm": "one-step-q"}),
+    (13, {"epochs": 2, **A3C}, A3C),
+    (14, {"exploration": "noisy"}, {"exploration": "noisy", "noisy": True}),
+    (14, {"exploration": "noisy", "recurrent": True}, {"exploration": "epsilon", "noisy": True}),
 ]
 
 
@@ -195,7 +197,7 @@ def test_every_method_goes_with_every_network_and_optimizer() -> None:
         (["--algorithm", "a3c", "--dueling"], RULES[5].reason),
         (["--algorithm", "one-step-sarsa", "--replay", "uniform"], RULES[10].reason),
         (["--recurrent", "--replay", "prioritized"], RULES[12].reason),
-        (["--exploration", "noisy"], RULES[13].reason),
+        (["--exploration", "noisy"], RULES[14].reason),
         (
             ["--batch-size", "8"],
             "--batch-size 8 acts only with --replay uniform or prioritized (this run: none); "

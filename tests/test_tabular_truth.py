@@ -4,8 +4,8 @@ The network is a table (`--network linear` on one-hot states). What each algorit
 is computed by `exact_mdps`: Q* for one-step methods and Watkins' cut whatever the exploration; for
 Peng's trace and n-step returns, which run on through exploratory actions, a fixed point of their
 own far from Q*; for Sarsa the value of the epsilon-greedy policy it follows. Errors are in
-shares of max |Q*|. Steps and learning rates are chosen so that noise, the largest of the 10 to 32
-values, stays below 3 %.
+shares of max |Q*|. Steps and learning rate are chosen so that the largest error of the 10 to 32
+values, all of it noise, is below 2 % on `random` and `chain` and below 3.5 % on the others.
 """
 
 import functools
@@ -51,7 +51,7 @@ QUICK = {
     ("random", "one-step", 4),
     ("random", "n-step", 2),
     ("random", "prioritized", 2),
-    ("grid", "sarsa", 2),
+    ("random", "sarsa", 2),
     ("grid", "watkins", 2),
 }
 # Their values are others (regularised, or a policy's), or slow in the last percents.
@@ -108,9 +108,9 @@ def learned(mdp: MDP, folder, **settings) -> np.ndarray:
 )
 def test_values_converge_to_the_fixed_point_of_the_method(name, method, workers, tmp_path):
     mdp, (settings, expectation) = MDPS[name], METHODS[method]
-    # Returns through four random actions to choose from are the noisiest targets.
-    noisy = name in ("cliff", "grid") and method in ("n-step", "peng", "sarsa")
-    steps = 200_000 if noisy else 100_000
+    # With four actions half of the pairs are rare, and the targets of these methods vary most.
+    rare = name in ("cliff", "grid") and method not in ("one-step", "double", "dueling", "watkins")
+    steps = 300_000 if rare else 100_000
     q = learned(mdp, tmp_path, workers=workers, steps=steps, **HALF, **settings)
     truth = fixed_point(mdp, Operator(0.5, LENGTH, **expectation))
     assert distance(mdp, q, truth) < TOLERANCE
@@ -125,7 +125,7 @@ def test_values_converge_to_the_fixed_point_of_the_method(name, method, workers,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 4])
-@pytest.mark.parametrize("method", ["n-step", "peng", "sarsa"])
+@pytest.mark.parametrize("method", ["n-step", "peng"])
 @pytest.mark.parametrize("name", ["random", "cliff"])
 def test_the_bias_of_exploring_goes_away_with_epsilon(name, method, workers, tmp_path):
     """Of the greedy actions only: the others are hardly taken any more once epsilon is small."""

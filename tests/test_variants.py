@@ -275,6 +275,8 @@ def test_a_distribution_learns_a_two_valued_return(head) -> None:
 class Policy(nn.Module):
     """Tabular policy and value: logits[a, s], values[s]; q = V + log pi + entropy."""
 
+    noisy = False
+
     def __init__(self, logits, values):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(logits))

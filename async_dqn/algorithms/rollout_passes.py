@@ -49,21 +49,17 @@ def present(net: nn.Module, rollout: Rollout) -> QOutput:
 @torch.inference_mode()
 def successors(net: nn.Module, rollout: Rollout, rows: NDArray[np.int64]) -> QOutput:
     """The outputs for the TRUE successors of the steps `rows`; recurrent: one cell step on."""
-    if rollout.state is None:
-        return net(torch.from_numpy(flat(rollout.next_obs)[rows]))[0]
-    obs, starts = torch.from_numpy(rollout.obs), torch.from_numpy(rollout.starts)
-    along, states = net.unroll(obs, rollout.state, starts)
-    count, finals = obs.shape[1], rollout.final_rows
-    after_end = tuple(s.flatten(0, 1)[finals] for s in states)
-    beyond, _ = net(torch.from_numpy(rollout.final_obs), after_end)
-    place = np.arange(count, flat(rollout.obs).shape[0])
-    place[finals] = len(place) + count + np.arange(len(finals))
-    return QOutput(
-        *(
-            None if one is None else torch.cat([one, other])[place[rows]]
-            for one, other in zip(along, beyond)
-        )
-    )
+    # With noise every row counts: only then does each meet the draw of its own environment.
+    every = np.arange(rollout.rewards.size) if net.noisy else rows
+    state = None
+    if rollout.state is not None:
+        obs, starts = torch.from_numpy(rollout.obs[:-1]), torch.from_numpy(rollout.starts[:-1])
+        _, states = net.unroll(obs, rollout.state, starts)
+        state = tuple(part.flatten(0, 1)[every] for part in states)
+    output, _ = net(torch.from_numpy(flat(rollout.next_obs)[every]), state)
+    if every is rows:
+        return output
+    return QOutput(*(None if part is None else part[rows] for part in output))
 
 
 def acting_q_values(net: nn.Module, rollout: Rollout) -> NDArray[np.float32]:
