@@ -21,6 +21,7 @@ from async_dqn.parameters import (
     ACKNOWLEDGED,
     EVALUATOR_ORDER,
     FINISH,
+    HEARTBEAT_NS,
     PHASE,
     PHASES,
     PID,
@@ -57,13 +58,12 @@ class Supervisor:
 
     @property
     def children(self) -> list[Child]:
-        return [*self.workers, self.evaluator]
+        return [self.evaluator, *self.workers]  # the one that the others wait for first
 
     def run(self) -> int:
         """Train until the budget, the threshold or a signal ends it."""
         with StopSignals(force=self._kill_all) as self.signals:
             try:
-                self._grant()
                 for child in self.children:
                     self._start(child)
                 self.run_.recorder.open_board()
@@ -216,6 +216,12 @@ class Supervisor:
             self.store.control[ACKNOWLEDGED] = evaluation.sequence
 
     def _grant(self) -> None:
+        """Hand out budget; none until the target network has its keeper, or that has failed."""
+        begun = (
+            self.evaluator.incarnation > 0 or self.store.slots[self.evaluator.index, HEARTBEAT_NS]
+        )
+        if self.run_.task.config.optimizer.target_sync_steps is not None and not begun:
+            return
         counted = self.store.slots[: len(self.workers), STEPS]
         budget = self.budget - int(self.store.slots[-1, STEPS])
         speeds = self.run_.reporter.worker_speeds

@@ -5,10 +5,16 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from async_dqn import checkpoint
+from async_dqn.config import Config
+from async_dqn.memory import SharedBlock
+from async_dqn.optimizers import SharedAdam
+from async_dqn.parameters import HEARTBEAT_NS, ParameterStore, sections
+from async_dqn.supervisor import Supervisor
 from runs import SMALL, Trainer, is_alive, wait_gone
 
 
@@ -147,3 +153,28 @@ def test_a_worker_has_one_compute_thread_and_its_name_and_the_fork_server_has_on
     assert len(os.listdir(f"/proc/{pid}/fd")) <= 20
     server = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
     assert len(os.listdir(f"/proc/{server}/task")) == 1  # it only imports, so it can be forked
+
+
+def test_no_step_is_granted_before_the_target_network_has_its_keeper():
+    """A late evaluator would leave the workers with the target network of step 0."""
+
+    def granted(evaluator_beat: int, incarnation: int, **settings) -> int:
+        config = Config.from_flat({"workers": 2, "steps": 1000, **settings})
+        block = SharedBlock(sections(2, 16, 2))
+        store = ParameterStore(block, SharedAdam(), 3)
+        run = SimpleNamespace(
+            task=SimpleNamespace(config=config),
+            store=store,
+            block=block,
+            reporter=SimpleNamespace(worker_speeds=None),
+        )
+        supervisor = Supervisor(run)
+        store.slots[2, HEARTBEAT_NS] = evaluator_beat
+        supervisor.evaluator.incarnation = incarnation
+        supervisor._grant()
+        return int(block["limits"].sum())
+
+    assert granted(0, 0) == 0
+    assert granted(1, 0) > 0
+    assert granted(0, 1) > 0  # the first one died: nobody waits for ever
+    assert granted(0, 0, target_sync_steps=None) > 0
