@@ -3,8 +3,9 @@
     python -m benchmarks.methods                # all, seeds 0 to 4
     python -m benchmarks.methods munchausen     # only these rows, printed and not written
 
-Each row counts steps, which a busy machine does not change, and no seconds. It is `python launch.py OPTIONS --stop-at-return 475 --eval-episodes 100 --steps 500000
---workers 2`: solved means that a confirmed evaluation over 100 episodes reached 475 in time.
+Each row is `python launch.py OPTIONS --stop-at-return 475 --eval-episodes 100 --steps 500000
+--workers 2`: solved means that a confirmed evaluation over 100 episodes reached 475 in time. Steps
+are counted, which a busy machine does not change, and no seconds.
 """
 
 import sys

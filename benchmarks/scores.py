@@ -1,6 +1,6 @@
 """Scores over seeds from the command line a user types, as a Markdown table.
 
-    python -m benchmarks.scores cartpole lunarlander    # or acrobot, minatar, pong; one at a time
+    python -m benchmarks.scores cartpole lunarlander    # one at a time; without a name: the list
 
 Every seed is a run of `launch.py` with a preset and nothing else on the machine; what is written
 down is its result.json, failed seeds included. Tables go to benchmarks/results/.
@@ -29,6 +29,11 @@ class Benchmark(NamedTuple):
     succeeded: Any  # a predicate on result.json
 
 
+# The environment is registered by the tests.
+HIDDEN = (
+    "--import scripted_ids --env Scripted/CartPoleHidden-v1 --preset cartpole --algorithm a3c "
+    "--stop-at-return 475 --steps 1000000 --workers 2"
+)
 BENCHMARKS = {
     "cartpole": Benchmark(
         "--stop-at-return 475 --eval-episodes 100 --workers 2",
@@ -47,6 +52,30 @@ BENCHMARKS = {
         range(10),
         "final evaluation over 100 episodes at least -100 within 60 s on 10 of 10 seeds",
         lambda result: result["final_mean"] >= -100 and result["wall_s"] <= 60,
+    ),
+    "mountaincar-n-step-q": Benchmark(
+        "--env MountainCar-v0 --algorithm n-step-q --stop-at-return -110 --workers 2",
+        range(5),
+        "-110 over 100 episodes within 2,000,000 steps on 3 of 5 seeds (the preset's budget: half)",
+        lambda result: result["status"] == "threshold reached",
+    ),
+    "mountaincar-q-lambda": Benchmark(
+        "--env MountainCar-v0 --algorithm q-lambda --stop-at-return -110 --workers 2",
+        range(5),
+        "-110 over 100 episodes within 2,000,000 steps on 3 of 5 seeds (the preset's budget: half)",
+        lambda result: result["status"] == "threshold reached",
+    ),
+    "hidden-velocity-recurrent": Benchmark(
+        f"{HIDDEN} --recurrent",
+        range(3),
+        "475 over 100 episodes within 1,000,000 steps on 2 of 3 seeds, velocities not observed",
+        lambda result: result["status"] == "threshold reached",
+    ),
+    "hidden-velocity-mlp": Benchmark(
+        HIDDEN,
+        range(3),
+        "for comparison, without the LSTM: stays below 200 on every seed",
+        lambda result: max(result["best_mean"], result["final_mean"]) < 200,
     ),
     "minatar": Benchmark(
         "--env MinAtar/Breakout-v1 --steps 2000000 --workers 2",
@@ -80,7 +109,9 @@ def run(options: str, seed: int) -> dict[str, Any]:
     """One run; its result.json with steps/s in training and the evaluator's share of the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "launch.py", *options.split(), "--seed", str(seed)]
-        subprocess.run([*command, "--quiet", "--runs-dir", folder], cwd=ROOT, check=False)
+        variables = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+        command += ["--quiet", "--runs-dir", folder]
+        subprocess.run(command, cwd=ROOT, env=variables, check=False)
         (path,) = Path(folder).glob("*/*/result.json")
         result = json.loads(path.read_text())
         checkpoints = path.parent / "checkpoints"

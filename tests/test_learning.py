@@ -64,3 +64,27 @@ def test_lunarlander_reaches_200_over_100_episodes(tmp_path):
 def test_minatar_breakout_scores_12_within_two_million_steps(tmp_path):
     pytest.importorskip("minatar")
     assert result_of(tmp_path, env="MinAtar/Breakout-v1", steps=2_000_000)["final_mean"] >= 12
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("algorithm", ["n-step-q", "q-lambda"])
+def test_mountaincar_reaches_minus_110(tmp_path, algorithm):
+    settings = {"env": "MountainCar-v0", "algorithm": algorithm, "stop_at_return": -110.0}
+    assert result_of(tmp_path, **settings)["status"] == "threshold reached"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_lstm_makes_up_for_velocities_that_are_not_observed(tmp_path):
+    settings = {
+        "env": "Scripted/CartPoleHidden-v1",
+        "import_modules": ("scripted_ids",),
+        "algorithm": "a3c",
+        "recurrent": True,
+        "rollout_length": 10,
+        "reward_scale": 0.05,
+        "lr_schedule": "constant",
+    }
+    result = result_of(tmp_path, **settings, stop_at_return=475.0)
+    assert result["status"] == "threshold reached"
