@@ -15,6 +15,14 @@ VARIANTS = [
     {"algorithm": "n-step-q", "optimizer": "shared-rmsprop", "lr": 3e-3},
     {"algorithm": "q-lambda", "lam": 0.8, "target_sync_steps": None},
     {"algorithm": "q-lambda", "lam": 0.8, "trace": "watkins", "exploration": "ladder"},
+    {"algorithm": "one-step-sarsa", "optimizer": "rmsprop"},
+    {"algorithm": "a3c", "entropy_weight": 0.02},
+    {"munchausen": True, "exploration": "boltzmann", "temperature_final": 0.02},
+    {"distributional": "categorical", "v_min": -1.0, "v_max": 1.0, "atoms": 21},
+    {"distributional": "quantile", "double": True, "atoms": 11, "exploration": "apex"},
+    {"noisy": True, "exploration": "noisy"},
+    {"recurrent": True, "value_rescaling": True, "seed": 4},
+    {"replay": "prioritized", "algorithm": "one-step-q", "epochs": 2, "optimizer": "momentum"},
 ]
 
 
@@ -22,6 +30,8 @@ VARIANTS = [
 def test_every_variant_finds_the_end_of_the_chain(variant, tmp_path):
     settings = {"mode": "serial", "workers": 2, "hidden": (32,), "target_sync_steps": 200}
     settings |= {"lr": 3e-3, "gamma": 0.9, "epsilon_steps": 2000, "epsilon_final": 0.1}
+    if variant.get("exploration", "epsilon") != "epsilon" or variant.get("algorithm") == "a3c":
+        del settings["epsilon_final"]
     settings |= {"eval_every": 100_000, "runs_dir": str(tmp_path), "max_episode_steps": 40}
     agent = AsyncDQN(ChainEnv, env_arg={"n": 6}, **settings | variant)
     best = 1.0

@@ -78,8 +78,7 @@ def test_other_settings_may_change_and_each_is_noted(capsys, run):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--env", "Pendulum-v1"), "DQN needs a Discrete action space; Pendulum-v1 has Box(1,)"),
-        (("--env", "Blackjack-v1"), "observation space Tuple(...) is not supported"),
+        (("--env", "Pendulum-v1", "--action-bins", "5000"), "would have 5000 actions, more than"),
         (("--env", "CartPole-v99"), "CartPole has versions v0, v1 (asked v99)"),
         (("--env", "evil:Foo-v0"), "add --import evil if you trust it"),
         (("--network", "nature"), "the nature network does not fit a vector"),
@@ -92,8 +91,8 @@ def test_an_environment_that_cannot_work_is_told_before_anything_is_written(
     assert words in refuse(capsys, tmp_path, *arguments)
 
 
-@pytest.mark.parametrize("env", ["FrozenLake-v1", "Taxi-v4"])
-def test_discrete_observations_train(tmp_path, env):
+@pytest.mark.parametrize("env", ["FrozenLake-v1", "Taxi-v4", "Blackjack-v1", "Pendulum-v1"])
+def test_discrete_and_tuple_observations_and_continuous_actions_train(tmp_path, env):
     settings = {"env": env, "mode": "serial", "workers": 1, "steps": 400, "quiet": True}
     outcome = training.train(*resolve({**settings, "runs_dir": str(tmp_path), "eval_episodes": 2}))
     result = json.loads((outcome.run / "result.json").read_text())
