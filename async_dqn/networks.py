@@ -40,6 +40,7 @@ class QNetwork(nn.Module):
             self.cell = nn.LSTMCell(features, width)
             features = width
         self.head = build_head(architecture, features)
+        self._noisy_layers = [m for m in self.modules() if isinstance(m, NoisyLinear)]
 
     def forward(
         self, obs: torch.Tensor, state: State | None = None
@@ -83,9 +84,8 @@ class QNetwork(nn.Module):
         A forward of N rows gives row n the draw n % `rows`. 0 rows switch noise off, as it is at
         construction. Nothing happens in networks without noise.
         """
-        for module in self.modules():
-            if isinstance(module, NoisyLinear):
-                module.draw(rows, generator)
+        for layer in self._noisy_layers:
+            layer.draw(rows, generator)
 
     def _features(self, obs: torch.Tensor) -> torch.Tensor:
         # One pass: multiplying bytes by a float also converts them.
