@@ -45,8 +45,7 @@ class Distributional(QLearning):
         self, online: nn.Module, target: nn.Module | None, rollout: Rollout
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The returns [T * B, atoms] and, per row, what the head says of the successor."""
-        needs_acting = self.double or (self.watkins and rollout.greedy is None)
-        acting = acting_q_values(online, rollout) if needs_acting else None
+        acting = acting_q_values(online, rollout) if self.asks_acting(rollout) else None
         lam = self.traces(rollout, acting)
         args = rollout.rewards, rollout.discounts, rollout.ends, lam
         rewards, discounts, rows = (array.reshape(-1) for array in composed_returns(*args))

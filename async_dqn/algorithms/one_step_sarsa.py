@@ -16,8 +16,7 @@ from async_dqn.rollout import Rollout
 class Sarsa(QLearning):
     """On-policy: values what the exploring policy does."""
 
-    @property
-    def asks_acting(self) -> bool:
+    def asks_acting(self, rollout: Rollout) -> bool:
         """At truncations, to know the policy."""
         return True
 

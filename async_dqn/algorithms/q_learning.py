@@ -53,7 +53,8 @@ class QLearning:
         self, online: nn.Module, target: nn.Module | None, rollout: Rollout
     ) -> NDArray[np.float32]:
         """The lambda-returns [T, B] from the true successors."""
-        acting = acting_q_values(online, rollout) if self._needs_acting(target, rollout) else None
+        needs_acting = target is None or self.asks_acting(rollout)
+        acting = acting_q_values(online, rollout) if needs_acting else None
         lam = self.traces(rollout, acting)
         values = np.zeros_like(rollout.rewards)
         # Only where the recursion reads v.
@@ -90,13 +91,9 @@ class QLearning:
             return q_values.max(axis=1)
         return q_values[np.arange(len(rows)), acting.argmax(axis=1)]
 
-    @property
-    def asks_acting(self) -> bool:
-        """Whether `bootstrap` reads the acting network beside the target network."""
-        return self.double
-
-    def _needs_acting(self, target: nn.Module | None, rollout: Rollout) -> bool:
-        return target is None or self.asks_acting or (self.watkins and rollout.greedy is None)
+    def asks_acting(self, rollout: Rollout) -> bool:
+        """Whether the targets read the acting network beside the target network."""
+        return self.double or (self.watkins and rollout.greedy is None)
 
     def _values(self, target, rollout: Rollout, acting: Floats | None, rows) -> Floats:
         if acting is not None:
