@@ -348,3 +348,18 @@ def test_a_rollout_from_replay_has_the_targets_of_one_just_collected(has_target,
             actual = algorithm.targets(online, target, stored)
             # The last row's `greedy` is never read; GAMMA keeps the comparison honest.
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=GAMMA * 1e-5)
+
+
+@pytest.mark.parametrize("head", ["categorical", "quantile"])
+@pytest.mark.parametrize("double", [False, True])
+def test_watkins_on_replay_does_not_make_a_distribution_double(head, double) -> None:
+    """The acting network is asked for the cut there; it must not choose the action as well."""
+    online, target = distributional_network(0, head), distributional_network(1, head)
+    kind = Categorical if head == "categorical" else Quantile
+    algorithm = kind(1.0, double=double, watkins=True)
+    for seed in range(4):
+        fresh = random_rollout(online, seed, 5, 3)
+        stored = replaced(fresh, q_values=None, greedy=None)
+        expected = algorithm.loss(online, target, fresh).errors
+        actual = algorithm.loss(online, target, stored).errors
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)

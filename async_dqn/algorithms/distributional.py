@@ -51,7 +51,7 @@ class Distributional(QLearning):
         rewards, discounts, rows = (array.reshape(-1) for array in composed_returns(*args))
         needed, place = np.unique(rows, return_inverse=True)
         output = successors(online if target is None else target, rollout, needed)
-        chooser = output.q_values.numpy() if acting is None else flat(acting)[needed]
+        chooser = flat(acting)[needed] if self.double else output.q_values.numpy()
         best = chooser.argmax(axis=1)
         successor = output.atoms[np.arange(len(needed)), best][place]
         values = self.values(successor)
