@@ -88,9 +88,22 @@ RULES = (
         "parameters; drop --replay",
     ),
     Rule(
-        lambda c: c.parallel.epochs > 1 and (SARSA(c) or A3C(c)),
+        lambda c: c.parallel.epochs * c.parallel.minibatches > 1 and (SARSA(c) or A3C(c)),
         "one-step-sarsa and a3c learn of the policy that acted, which the first update changes; "
-        "drop --epochs",
+        "drop --epochs and --minibatches",
+    ),
+    Rule(
+        lambda c: c.parallel.minibatches > c.parallel.envs_per_worker,
+        "--minibatches divides the environments of a worker; choose at most --envs-per-worker",
+    ),
+    Rule(
+        lambda c: c.replay.replay != "none" and c.parallel.minibatches > 1,
+        "--replay draws batches of --batch-size, --minibatches divides a rollout; use --epochs",
+    ),
+    Rule(
+        lambda c: c.network.noisy and c.parallel.minibatches > 1,
+        "--noisy has one draw per environment, in the order of the environments; "
+        "drop --minibatches",
     ),
     Rule(
         lambda c: c.exploration.exploration == "noisy" and not c.network.noisy,

@@ -2,12 +2,14 @@
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from async_dqn.algorithms import build_algorithm
+from async_dqn.algorithms.rollout_passes import Loss
 from async_dqn.collector import Collector
 from async_dqn.envs import make_vector
 from async_dqn.optimizers import Optimizer
@@ -71,6 +73,14 @@ class Learner:
 
     def update(self, budget: int) -> None:
         """One rollout of at most `budget` steps, and what is to be learned after it."""
+        for _ in self.phases(budget):
+            pass
+
+    def phases(self, budget: int) -> Iterator[None]:
+        """`update` in parts: pauses before every push, when its gradient is ready.
+
+        A mode in which time is simulated lets others push meanwhile.
+        """
         step = self.store.steps
         self._pull()
         self.slot[PHASE] = ENV_STEP
@@ -79,12 +89,26 @@ class Learner:
         self.slot[EPISODES] += self.collector.take_episode_count()
         if self.shard is not None:
             self.shard.add(rollout)
-        for epoch in range(self.task.config.parallel.epochs):
-            if epoch:
+        for k, batch in enumerate(self._batches(rollout, step)):
+            if k:
                 self._pull()
-            batch = rollout if self.shard is None else self._drawn(step)
+            learned = None
             if batch is not None and batch.weights.any():
-                self._learn(batch, step)
+                learned = self._gradient(batch)
+            yield
+            self._push(step, learned)
+
+    def _batches(self, rollout: Rollout, step: int) -> Iterator[Rollout | None]:
+        """What each update learns from: the rollout, parts of it, or a draw from replay."""
+        parallel = self.task.config.parallel
+        for _ in range(parallel.epochs):
+            if self.shard is not None:
+                yield self._drawn(step)
+            elif parallel.minibatches == 1:
+                yield rollout
+            else:
+                order = self.generator.permutation(self.envs.num_envs)
+                yield from map(rollout.columns, np.array_split(order, parallel.minibatches))
 
     def _pull(self) -> None:
         """Copy the shared networks; noisy ones draw anew, one draw per environment."""
@@ -103,14 +127,14 @@ class Learner:
         beta = replay.priority_beta + (1 - replay.priority_beta) * min(1.0, progress)
         return self.shard.sample(self.generator, beta)
 
-    def _learn(self, rollout: Rollout, step: int) -> None:
+    def _gradient(self, rollout: Rollout) -> Loss:
         target = self.target.net if self.target is not None else None
         self.network.gradient.zero_()
-        loss, q_values, errors = self.algorithm.loss(self.network.net, target, rollout)
-        loss.backward()
-        self._push(step, loss, q_values)
+        learned = self.algorithm.loss(self.network.net, target, rollout)
+        learned.loss.backward()
         if self.shard is not None:
-            self.shard.update_priorities(errors[: rollout.rewards.shape[1]].numpy())
+            self.shard.update_priorities(learned.errors[: rollout.rewards.shape[1]].numpy())
+        return learned
 
     def record(self) -> dict[str, Any]:
         """What happened since `clear`: sums over updates and (return, length) of episodes."""
@@ -121,22 +145,25 @@ class Learner:
         self.statistics = Statistics()
         self.collector.finished.clear()
 
-    def _push(self, step: int, loss: torch.Tensor, q_values: torch.Tensor) -> None:
-        gradient, settings = self.network.gradient, self.task.config.optimizer
-        limit = settings.max_grad_norm
-        norm = gradient.norm().item()
-        if not math.isfinite(norm):  # checked before any shared write
-            self.slot[SKIPPED] += 1
-            return
-        if norm > limit:
-            gradient.mul_(limit / norm)
+    def _push(self, step: int, learned: Loss | None) -> None:
+        """Hand over the gradient, if there is one and it is finite."""
+        settings = self.task.config.optimizer
+        if learned is not None:
+            norm = self.network.gradient.norm().item()
+            if not math.isfinite(norm):  # checked before any shared write
+                self.slot[SKIPPED] += 1
+                learned = None
+            elif norm > settings.max_grad_norm:
+                self.network.gradient.mul_(settings.max_grad_norm / norm)
         staleness = self.store.push(
-            gradient,
+            self.network.gradient if learned is not None else None,
             self.task.learning_rate(step),
             settings.staleness_scaling,
             settings.max_staleness,
         )
-        self.statistics.add(loss.item(), norm, q_values.mean().item(), staleness)
+        if learned is not None:
+            means = learned.loss.item(), norm, learned.q_values.mean().item()
+            self.statistics.add(*means, staleness)
 
     def _record(self, count: int) -> None:
         """Count a vector step at once, so that a kill loses at most one."""

@@ -230,12 +230,12 @@ class ParameterStore:
 
     def push(
         self,
-        gradient: torch.Tensor,
+        gradient: torch.Tensor | None,
         lr: float,
         staleness_scaling: bool = False,
         max_staleness: int | None = None,
     ) -> int:
-        """Apply a private gradient [P] to theta, in place and without a lock.
+        """Apply a private gradient [P] to theta, in place and without a lock; None: nothing.
 
         Returns the staleness: updates by others between the pull and this push. With
         `staleness_scaling` the learning rate is divided by it, if above 1 (Zhang et al. 2016,
@@ -243,6 +243,8 @@ class ParameterStore:
         but the slot's count of skipped updates.
         """
         staleness = self._updates_of_others - self._pulled_others
+        if gradient is None:
+            return staleness
         if max_staleness is not None and staleness > max_staleness:
             self.slot[SKIPPED] += 1
             return staleness

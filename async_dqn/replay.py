@@ -52,10 +52,10 @@ class ReplayShard:
         dtype: str,
     ):
         rows = capacity // num_envs
-        if rows < length + 1:
+        if capacity < least_capacity(num_envs, length):
             raise ValueError(
                 f"a replay of {capacity} steps is {rows} time steps of {num_envs} environments; "
-                f"segments of {length} steps need at least {(length + 1) * num_envs} steps"
+                f"segments of {length} steps need at least {least_capacity(num_envs, length)} steps"
             )
         self.num_envs, self.length = num_envs, length
         self.batch_size, self.alpha = batch_size, alpha
@@ -271,6 +271,16 @@ class ReplayShard:
             or not (arrays["max_priority"] > 0).all()
         ):
             raise ValueError("replay: the arrays contradict each other")
+
+
+def least_capacity(num_envs: int, length: int) -> int:
+    """Steps of the smallest shard: one segment, and one time step more."""
+    return (length + 1) * num_envs
+
+
+def segment_length(algorithm: str, rollout_length: int) -> int:
+    """Steps of a segment: what the algorithm's return reads, at most a rollout."""
+    return 1 if algorithm == "one-step-q" else rollout_length
 
 
 def replay_bytes(capacity: int, num_envs: int, shape: tuple[int, ...], dtype: str) -> int:

@@ -42,6 +42,35 @@ class Rollout:
             flat(successors)[self.final_rows] = self.final_obs
         return successors
 
+    def columns(self, index: NDArray[np.int64]) -> "Rollout":
+        """The environments `index` [b] alone, as copies."""
+        every = np.full(self.rewards.shape[1], -1)
+        every[index] = np.arange(len(index))
+        times, where = np.divmod(self.final_rows, len(every))
+        kept = every[where] >= 0
+        arrays = {name: getattr(self, name) for name in BY_TIME}
+        return Rollout(
+            **{n: None if array is None else array[:, index] for n, array in arrays.items()},
+            final_rows=times[kept] * len(index) + every[where[kept]],
+            final_obs=self.final_obs[kept],
+            state=None if self.state is None else tuple(part[index] for part in self.state),
+            epsilon=None if self.epsilon is None else self.epsilon[index],
+        )
+
+
+# The fields with axes [time, environment, ...].
+BY_TIME = (
+    "obs",
+    "actions",
+    "greedy",
+    "q_values",
+    "rewards",
+    "discounts",
+    "ends",
+    "weights",
+    "starts",
+)
+
 
 def flat(array: NDArray) -> NDArray:
     """Merge the two leading axes [T, B, ...] -> [T * B, ...] without a copy."""

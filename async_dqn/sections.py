@@ -76,7 +76,12 @@ class ParallelConfig(Section):
         5, "steps of every environment between two updates", unit="steps", within=COUNT
     )
     epochs: int = setting(
-        1, "updates after each rollout; with replay each on a new batch", within=COUNT
+        1,
+        "passes over each rollout; with replay so many updates, each on a new batch",
+        within=COUNT,
+    )
+    minibatches: int = setting(
+        1, "updates of each pass, every one on an equal part of the environments", within=COUNT
     )
 
 

@@ -14,7 +14,7 @@ from async_dqn.exploration import Schedule, schedule
 from async_dqn.memory import SharedBlock
 from async_dqn.networks import QNetwork
 from async_dqn.optimizers import OPTIMIZERS, Optimizer
-from async_dqn.replay import ReplayShard
+from async_dqn.replay import ReplayShard, segment_length
 
 # First words of the seed key: disjoint branches of the run's seed.
 TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY = range(5)
@@ -61,9 +61,7 @@ class Task:
             dtype=self.info.dtype,
             capacity=replay.replay_capacity // parallel.workers,
             num_envs=parallel.envs_per_worker,
-            length=1
-            if self.config.algorithm.algorithm == "one-step-q"
-            else parallel.rollout_length,
+            length=segment_length(self.config.algorithm.algorithm, parallel.rollout_length),
             batch_size=replay.batch_size,
             alpha=replay.priority_exponent if replay.replay == "prioritized" else None,
         )

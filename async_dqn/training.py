@@ -20,7 +20,7 @@ from async_dqn.config import SECTIONS, Config, UserError
 from async_dqn.envs import EnvInfo, EnvSpec
 from async_dqn.exploration import schedule
 from async_dqn.recorder import Recorder
-from async_dqn.replay import replay_bytes
+from async_dqn.replay import least_capacity, replay_bytes, segment_length
 from async_dqn.run_folder import RunFolder, check_new_run
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ def train(
 def _check_replay(config: Config) -> None:
     """Raise UserError if a shard cannot hold one segment."""
     parallel, capacity = config.parallel, config.replay.replay_capacity
-    least = parallel.workers * parallel.envs_per_worker * (parallel.rollout_length + 1)
+    length = segment_length(config.algorithm.algorithm, parallel.rollout_length)
+    least = parallel.workers * least_capacity(parallel.envs_per_worker, length)
     if config.replay.replay != "none" and capacity < least:
         raise UserError(
             f"--replay-capacity {capacity} is too small for {parallel.workers} workers of "

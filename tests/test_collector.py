@@ -347,3 +347,13 @@ def test_reset_starts_new_episodes_and_forgets_running_scores() -> None:
     assert numbers(first.obs)[0] == [(0, 0)] and first.obs[0, 0, 0] == 3
     collect(collector)
     assert list(collector.finished) == [(sum(REWARDS), 7)]
+
+
+def test_columns_of_a_rollout_are_those_environments_with_their_last_observations() -> None:
+    rollout = collect(make_collector(make_batch("same-step"), Parity(), 7))
+    assert rollout.final_rows.size > 1
+    for index in ([1], [1, 0], [0, 1]):
+        part = rollout.columns(np.array(index))
+        for name in ("obs", "actions", "q_values", "rewards", "ends", "next_obs"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(rollout, name)[:, index])
+        np.testing.assert_array_equal(part.epsilon, rollout.epsilon[index])

@@ -55,8 +55,12 @@ REFUSED = [
     (12, {"replay": "prioritized", "recurrent": True}, {"replay": "prioritized"}),
     (13, {"epochs": 2, **SARSA}, {"epochs": 2, "algorithm": "one-step-q"}),
     (13, {"epochs": 2, **A3C}, A3C),
-    (14, {"exploration": "noisy"}, {"exploration": "noisy", "noisy": True}),
-    (14, {"exploration": "noisy", "recurrent": True}, {"exploration": "epsilon", "noisy": True}),
+    (13, {"minibatches": 2, **SARSA}, {"minibatches": 2, "algorithm": "q-lambda"}),
+    (14, {"minibatches": 9}, {"minibatches": 8}),
+    (15, {"minibatches": 2, **REPLAY}, {"epochs": 2, **REPLAY}),
+    (16, {"minibatches": 2, "noisy": True}, {"epochs": 2, "noisy": True}),
+    (17, {"exploration": "noisy"}, {"exploration": "noisy", "noisy": True}),
+    (17, {"exploration": "noisy", "recurrent": True}, {"exploration": "epsilon", "noisy": True}),
 ]
 
 
@@ -83,7 +87,7 @@ def test_every_rule_is_tried_and_says_in_one_line_what_to_do() -> None:
     for rule in RULES:
         named = re.findall(r"--[a-z-]+", rule.reason)
         assert set(named) <= options and "\n" not in rule.reason
-        assert re.search(r"drop|choose|add|must", rule.reason)
+        assert re.search(r"drop|choose|add|must|use", rule.reason)
 
 
 def test_a_stored_or_hand_made_configuration_is_held_to_the_same_rules() -> None:
@@ -197,7 +201,7 @@ def test_every_method_goes_with_every_network_and_optimizer() -> None:
         (["--algorithm", "a3c", "--dueling"], RULES[5].reason),
         (["--algorithm", "one-step-sarsa", "--replay", "uniform"], RULES[10].reason),
         (["--recurrent", "--replay", "prioritized"], RULES[12].reason),
-        (["--exploration", "noisy"], RULES[14].reason),
+        (["--exploration", "noisy"], RULES[-1].reason),
         (
             ["--batch-size", "8"],
             "--batch-size 8 acts only with --replay uniform or prioritized (this run: none); "

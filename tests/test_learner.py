@@ -272,6 +272,27 @@ def test_nothing_is_learned_from_replay_before_its_start_in_global_steps() -> No
     assert early.update().any()
 
 
+def test_every_pass_teaches_each_environment_once_in_minibatches() -> None:
+    bench = Bench(envs_per_worker=5, epochs=2, minibatches=3, algorithm="q-lambda")
+    collector, algorithm, batches = bench.learner.collector, bench.learner.algorithm, []
+
+    class Kept:
+        act = algorithm.act
+
+        def loss(self, online, target, rollout):
+            batches.append(rollout)
+            return algorithm.loss(online, target, rollout)
+
+    bench.learner.algorithm = Kept()
+    assert bench.update().any()
+    assert bench.slot(UPDATES) == 2 * 3 == len(batches)
+    whole = collector._actions[:4].T.tolist()
+    for k in (0, 3):
+        assert {len(batch.rewards[0]) for batch in batches[k : k + 3]} == {1, 2}
+        taken = [row for batch in batches[k : k + 3] for row in batch.actions[:4].T.tolist()]
+        assert sorted(taken) == sorted(whole)
+
+
 def test_what_was_drawn_gets_the_priority_of_its_error() -> None:
     bench = Bench(**REPLAY, algorithm="one-step-q", epsilon_final=0.5)
     shard, losses = bench.learner.shard, []
