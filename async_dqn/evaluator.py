@@ -175,7 +175,8 @@ class EvaluatorLoop:
         self.slot[PID], self.slot[INCARNATION] = os.getpid(), start.incarnation
         self._cpu_before = int(self.slot[CPU_NS])
         self.evaluator = Evaluator(start.task, self.store, best)
-        self.sync_steps = config.optimizer.target_sync_steps
+        together = config.parallel.mode == "sync"  # then the workers keep the target themselves
+        self.sync_steps = None if together else config.optimizer.target_sync_steps
         self.eval_every = config.evaluation.eval_every
         self.budget = config.run.steps
         self.synced = self._quotient(self.store.steps, self.sync_steps)

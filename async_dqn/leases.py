@@ -35,3 +35,9 @@ def grant(
         share = rollouts * rollout
         if worker not in retired and remaining > 0 and limit - counted < share / 2:
             limits[worker] += min(remaining, share)
+
+
+def share(limits: NDArray[np.int64], budget: int) -> None:
+    """Give all at once, in equal parts: for workers that wait for each other."""
+    count = len(limits)
+    limits[:] = [budget * (k + 1) // count - budget * k // count for k in range(count)]

@@ -6,6 +6,7 @@ counter that several processes increment loses increments.
 """
 
 import math
+import time
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ PHASES = ("starting", "env.step", "learning", "waiting", "evaluating")
 STARTING, ENV_STEP, LEARNING, WAITING, EVALUATING = range(len(PHASES))
 
 # Control words, written by the trainer.
-WORKERS_STOP, EVALUATOR_ORDER, ACKNOWLEDGED = range(3)
+WORKERS_STOP, EVALUATOR_ORDER, ACKNOWLEDGED, SHARED_OUT = range(4)
 RUN, FINISH, QUIT = range(3)  # the evaluator's orders
 
 
@@ -209,6 +210,16 @@ class ParameterStore:
     @property
     def _updates_of_others(self) -> int:
         return self.updates - int(self.slot[UPDATES])
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the workers are told to stop."""
+        return bool(self.control[WORKERS_STOP])
+
+    def idle(self, lr: float) -> None:
+        """Wait a moment for more budget; `lr` is for stores whose workers update together."""
+        self.slot[PHASE], self.slot[HEARTBEAT_NS] = WAITING, time.monotonic_ns()
+        time.sleep(0.001)
 
     def total(self, word: int) -> int:
         """Sum of one word over all slots."""

@@ -7,6 +7,7 @@ server only imports. `spawn` stands in where there is no fork server.
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Child:
     cause: str = ""  # what it said before it died
     failures: int = 0
     steps_at_start: int = 0
+    started_at: float = 0.0  # monotonic seconds
     revive_at: float | None = None  # monotonic seconds
     retired: bool = False
 
@@ -96,6 +98,7 @@ class Child:
 
     def start(self, target: Callable[..., None], arguments: tuple, child_end: Connection) -> None:
         """Start the next incarnation; main thread only (the parent-death signal follows it)."""
+        self.started_at = time.monotonic()
         self.process = context().Process(target=target, args=arguments, name=self.name)
         with interrupts_blocked():
             self.process.start()

@@ -28,7 +28,6 @@ from async_dqn.parameters import (
     ParameterStore,
     flat_vector,
     named_tensors,
-    sections,
 )
 from async_dqn.recorder import Recorder
 from async_dqn.reports import Callback, Reporter
@@ -62,8 +61,7 @@ class Run:
         self.task, self.folder, self.recorder = task, folder, recorder
         self.network = FlatNetwork(task.network(), gradient=False)
         workers, optimizer = task.config.parallel.workers, task.optimizer()
-        size = len(self.network.vector)
-        self.block = SharedBlock(sections(workers, size, optimizer.rows, optimizer.shared))
+        self.block = SharedBlock(task.sections(len(self.network.vector)))
         self.store = ParameterStore(self.block, optimizer, slot=workers + 1)
         self.block["multipliers"][:] = 1.0
         self.best: float | None = None
@@ -201,7 +199,7 @@ class Run:
 
         Of the first `workers` workers (default: all).
         """
-        shared = self.store.optimizer.shared
+        shared = self.task.shared_state
         return {
             f"row_{k}" if shared else f"worker_{worker}.row_{k}": row
             for worker, state in enumerate(self.store.states[:workers])

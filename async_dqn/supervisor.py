@@ -16,7 +16,8 @@ from async_dqn import processes
 from async_dqn.child import Lifeline, receive
 from async_dqn.config import UserError
 from async_dqn.evaluator import Evaluation, run_evaluator
-from async_dqn.leases import grant
+from async_dqn.heartbeats import Heartbeats
+from async_dqn.leases import grant, share
 from async_dqn.parameters import (
     ACKNOWLEDGED,
     EVALUATOR_ORDER,
@@ -27,6 +28,7 @@ from async_dqn.parameters import (
     PID,
     QUIT,
     RUN,
+    SHARED_OUT,
     STEPS,
     WORKERS_STOP,
 )
@@ -55,6 +57,8 @@ class Supervisor:
         self.budget = run.task.config.run.steps
         self.rollout_steps = parallel.envs_per_worker * parallel.rollout_length
         self.lifeline = Lifeline.here()
+        self.together = parallel.mode == "sync"
+        self.heartbeats = Heartbeats(self.store.slots, parallel.patience_s)
 
     @property
     def children(self) -> list[Child]:
@@ -97,7 +101,7 @@ class Supervisor:
             or self.run_.reached
             or self.run_.reporter.stop_wanted
             or self.store.steps >= self.budget
-            or all(worker.retired for worker in self.workers)
+            or (any if self.together else all)(worker.retired for worker in self.workers)
         )
 
     def _interrupted(self) -> bool:
@@ -166,10 +170,17 @@ class Supervisor:
         child.revive_at = time.monotonic() + pause
         self.run_.recorder.warn(f"{child.name} died ({child.cause}), restarting")
 
+    def _kill_hung(self) -> None:
+        """Who shows no sign of life dies; burying it starts the next one."""
+        for child, seconds in self.heartbeats.silent(self.children):
+            child.cause = f"no sign of life for {seconds:.0f} s"
+            child.kill(signal.SIGKILL)
+
     # The loop
 
     def _turn(self) -> None:
         self._wait(self._tick())
+        self._kill_hung()
         self._grant()
         for child in self.children:
             if child.revive_at is not None and time.monotonic() >= child.revive_at:
@@ -222,11 +233,20 @@ class Supervisor:
         )
         if self.run_.task.config.optimizer.target_sync_steps is not None and not begun:
             return
+        if self.together:
+            self._share_out()
+            return
         counted = self.store.slots[: len(self.workers), STEPS]
         budget = self.budget - int(self.store.slots[-1, STEPS])
         speeds = self.run_.reporter.worker_speeds
         retired = [worker.index for worker in self.workers if worker.retired]
         grant(self.block["limits"], counted, budget, self.rollout_steps, speeds, retired)
+
+    def _share_out(self) -> None:
+        """Workers that wait for each other get their budget at once, in equal parts."""
+        if not self.store.control[SHARED_OUT]:
+            share(self.block["limits"], self.budget - self.store.steps)
+            self.store.control[SHARED_OUT] = 1
 
     # The end
 

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
+from async_dqn import parameters
 from async_dqn.architecture import Architecture
 from async_dqn.child import Lifeline
 from async_dqn.config import Config
 from async_dqn.env_spec import EnvInfo, EnvSpec
 from async_dqn.exploration import Schedule, schedule
-from async_dqn.memory import SharedBlock
+from async_dqn.memory import Section, SharedBlock
 from async_dqn.networks import QNetwork
 from async_dqn.optimizers import OPTIMIZERS, Optimizer
+from async_dqn.parameters import ParameterStore
 from async_dqn.replay import ReplayShard, segment_length
+from async_dqn.synchronous import SynchronousStore, round_sections
 
 # First words of the seed key: disjoint branches of the run's seed.
 TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY = range(5)
@@ -34,6 +37,33 @@ class Task:
 
     def optimizer(self) -> Optimizer:
         return OPTIMIZERS[self.config.optimizer.optimizer]()
+
+    @property
+    def shared_state(self) -> bool:
+        """Whether all workers update one optimiser state; always where they update together."""
+        return self.optimizer().shared or self.config.parallel.mode == "sync"
+
+    def sections(self, size: int) -> tuple[Section, ...]:
+        """The table of the shared block for `size` parameters (padded)."""
+        parallel, rows = self.config.parallel, self.optimizer().rows
+        table = parameters.sections(parallel.workers, size, rows, self.shared_state)
+        if parallel.mode != "sync":
+            return table
+        parts = 1 if parallel.sync_average == "gradients" else 1 + rows
+        return (*table, *round_sections(parallel.workers, size, parts))
+
+    def store(self, block: SharedBlock, worker: int) -> ParameterStore:
+        """The store of a worker."""
+        parallel = self.config.parallel
+        if parallel.mode != "sync":
+            return ParameterStore(block, self.optimizer(), worker)
+        return SynchronousStore(
+            block,
+            self.optimizer(),
+            worker,
+            self.config.optimizer.target_sync_steps,
+            None if parallel.sync_average == "gradients" else parallel.sync_every,
+        )
 
     @property
     def exploration(self) -> Schedule:

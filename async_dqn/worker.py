@@ -9,15 +9,11 @@ from async_dqn.child import RecordPipe, enter_child, report_failure
 from async_dqn.learner import Learner
 from async_dqn.parameters import (
     CPU_NS,
-    HEARTBEAT_NS,
     INCARNATION,
     PHASE,
     PID,
     STARTING,
     STEPS,
-    WAITING,
-    WORKERS_STOP,
-    ParameterStore,
 )
 from async_dqn.task import ChildStart
 
@@ -33,20 +29,19 @@ def run_worker(start: ChildStart) -> None:
 
 def _train(start: ChildStart, pipe: RecordPipe) -> None:
     torch.set_num_threads(1)
-    store = ParameterStore(start.block, start.task.optimizer(), start.index)
+    store = start.task.store(start.block, start.index)
     slot, limits = store.slot, start.block["limits"]
     cpu_before = int(slot[CPU_NS])
     slot[PID], slot[INCARNATION], slot[PHASE] = os.getpid(), start.incarnation, STARTING
     learner = Learner(start.task, store, start.index)
     learner.reset(start.index, start.incarnation)
     reported = time.monotonic()
-    while not store.control[WORKERS_STOP]:
+    while not store.leaving:
         budget = int(limits[start.index] - slot[STEPS])
         if budget > 0:
             learner.update(budget)
         else:
-            slot[PHASE], slot[HEARTBEAT_NS] = WAITING, time.monotonic_ns()
-            time.sleep(0.001)
+            store.idle(start.task.learning_rate(store.steps))
         slot[CPU_NS] = cpu_before + time.process_time_ns()
         if time.monotonic() - reported >= REPORT_SECONDS:
             reported = time.monotonic()

@@ -51,6 +51,18 @@ def test_a_run_survives_sigkill_of_a_worker_and_ends_at_exactly_its_budget(start
     assert "warning: worker 0 died (SIGKILL" in err
 
 
+@pytest.mark.parametrize("role", ["worker", "evaluator"])
+def test_who_shows_no_sign_of_life_is_replaced(start, role):
+    trainer = start(*SMALL, "--steps", "150000", "--hang-timeout", "1", "--eval-episodes", "5")
+    trainer.wait_until_learning()
+    os.kill(trainer.pids(role)[0], signal.SIGSTOP)
+    code, _, err = trainer.finish()
+    assert code == 0, err
+    assert (trainer.result()["steps"], trainer.result()["restarts"]) == (150000, 1)
+    (death,) = (event for event in trainer.events() if event["event"] == "death")
+    assert death["role"] == role and "no sign of life" in death["cause"]
+
+
 def test_a_worker_killed_while_starting_is_replaced_too(start):
     trainer = start(*SMALL, "--steps", "30000")
     pid = trainer.wait_for(lambda: trainer.pids("worker"))[0]
