@@ -109,10 +109,23 @@ RULES = (
         lambda c: c.exploration.exploration == "noisy" and not c.network.noisy,
         "--exploration noisy explores by the noise of the network; add --noisy",
     ),
+    Rule(
+        lambda c: c.parallel.simulate_workers is not None and c.parallel.mode != "serial",
+        "--simulate-workers takes turns in one process on a virtual clock; add --mode serial",
+    ),
+    Rule(
+        lambda c: c.parallel.simulate_times is not None and c.parallel.simulate_workers is None,
+        "--simulate-times are those of simulated workers; add --simulate-workers or drop it",
+    ),
 )
 
 # Settings that do nothing unless another has a certain value.
 ACTS_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "sync_average": ("mode", ("sync",)),
+    "sync_every": ("sync_average", ("params",)),
+    "staleness_scaling": ("mode", ("async", "serial")),
+    "max_staleness": ("mode", ("async", "serial")),
+    "hang_timeout": ("mode", ("async", "sync")),
     "lam": ("algorithm", ("q-lambda",)),
     "trace": ("algorithm", ("q-lambda",)),
     "entropy_weight": ("algorithm", ("a3c",)),

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -96,18 +96,19 @@ class Recorder:
         base_wall_s: float = 0.0,
         console: bool = True,
         in_own_process: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open the logs of a run that is new, or resumed at `base_step` after `base_wall_s`.
 
         What was logged after `base_step` is dropped, so that no step appears twice. The clocks of
-        a session begin with its process, or now where the process does more than this run;
-        `console` shows progress on stdout.
+        a session begin with its process, or now where the process does more than this run or
+        `clock` is a virtual one; `console` shows progress on stdout.
         """
         self._folder, self._config, self._env_info = run.path, config, dict(env_info)
         self._base_step, self._base_wall_s = base_step, base_wall_s
-        self._started = PROCESS_START if in_own_process else time.monotonic()
+        self._started = PROCESS_START if in_own_process and clock is time.monotonic else clock()
         self.cpu_started = 0.0 if in_own_process else time.process_time()
-        self._console, self._display = console, display(False)
+        self.clock, self._console, self._display = clock, console, display(False)
         self._board: Board | None = None
         self._status = Status(base_step, config.run.steps)
         self._evaluation: dict[str, float] = {}
@@ -121,7 +122,7 @@ class Recorder:
     @property
     def session_s(self) -> float:
         """Wall-clock seconds of this session, start-up included."""
-        return time.monotonic() - self._started
+        return self.clock() - self._started
 
     @property
     def wall_s(self) -> float:
@@ -240,7 +241,7 @@ class Recorder:
         self._write_json("result.json", whole)
         if self._display is not None:
             self.drops.attempt(self._display.close)
-            self.drops.attempt(print, _closing_line(whole))
+            self.drops.attempt(print, _closing_line(whole, self.clock is time.monotonic))
         board = self.open_board()
         if board is not None:
             results = {f"result/{name}": whole[name] for name in HPARAM_RESULTS}
@@ -267,9 +268,10 @@ class Recorder:
         self.drops.attempt(replace_file, self._folder / name, f"{text}\n".encode())
 
 
-def _closing_line(result: Mapping[str, Any]) -> str:
+def _closing_line(result: Mapping[str, Any], is_real: bool = True) -> str:
     """Such as "threshold reached after 4.1 s and 78822 steps: final score 500.0, best 500.0"."""
-    ended = "{status} after {wall_s:.1f} s and {steps} steps".format_map(result)
+    seconds = "{wall_s:.1f} s" if is_real else "{wall_s:.3g} simulated s"
+    ended = f"{{status}} after {seconds} and {{steps}} steps".format_map(result)
     return f"{ended}: final score {result['final_mean']}, best {result['best_mean']}"
 
 

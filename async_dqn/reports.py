@@ -1,6 +1,5 @@
 """The periodic report: what the workers did since the last one, as one row of metrics."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,9 +27,10 @@ class Reporter:
         self.steps_per_second = 0.0
         self.worker_speeds: list[float] | None = None  # steps/s, None before the first steps
         self.stop_wanted = False  # by the callback
+        self.interval_s = REPORT_SECONDS
         self._statistics = Statistics()
         self._episodes: deque[tuple[float, int]] = deque(maxlen=EPISODES)
-        self._last = (time.monotonic(), *self._counts())
+        self._last = (recorder.session_s, *self._counts())
         self._reported_step = self.store.steps
         self._exploration = task.exploration
         self._faults_before = store.total(ENV_ERRORS)
@@ -42,13 +42,13 @@ class Reporter:
         self._statistics.merge(record)
 
     def due(self) -> bool:
-        """Whether a second has passed since the last report."""
-        return time.monotonic() - self._last[0] >= REPORT_SECONDS
+        """Whether a second has passed since the last report (less where workers are simulated)."""
+        return self.recorder.session_s - self._last[0] >= self.interval_s
 
     def report(self, cpu_s: float, restarts: int) -> None:
         """Write one row over the time since the last one; never two rows for one step."""
         then, old_steps, old_updates, old_workers = self._last
-        now, steps, updates, workers = self._last = (time.monotonic(), *self._counts())
+        now, steps, updates, workers = self._last = (self.recorder.session_s, *self._counts())
         seconds = max(now - then, 1e-9)
         self.steps_per_second = (steps - old_steps) / seconds
         if steps > self._reported_step:

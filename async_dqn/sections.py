@@ -21,13 +21,16 @@ from async_dqn.settings import (
     COUNT_OR_NONE,
     FINITE_OR_NONE,
     FROM_TWO,
+    POSITIVE,
     SEED,
+    Range,
     Section,
     Setting,
     setting,
 )
 
 WORKERS_PER_CORE = 8
+SIMULATED = Range("within [1, 4096], or none", lambda n: 1 <= n <= 4096)
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,34 @@ class ParallelConfig(Section):
         "how the workers run",
         choices={
             "async": "processes updating one network without locks (Hogwild)",
+            "sync": "processes updating together, by averages",
             "serial": "in turn in one process, reproducible bit for bit",
         },
     )
     workers: int = setting(
-        usable_cores, "workers", unit="processes", within=COUNT, default_words="the usable cores"
+        usable_cores,
+        "workers; auto: measured, up to the usable cores",
+        unit="processes",
+        within=COUNT,
+        default_words="the usable cores",
+    )
+    sync_average: str = setting(
+        "gradients",
+        "what workers of --mode sync average",
+        choices={
+            "gradients": "every update, which is then the same for all",
+            "params": "parameters and optimizer state, each worker making updates of its own",
+        },
+    )
+    sync_every: int = setting(
+        1, "updates between two averages of parameters", unit="updates", within=COUNT
+    )
+    hang_timeout: float | None = setting(
+        None,
+        "a process without a sign of life is replaced",
+        unit="seconds",
+        within=POSITIVE,
+        default_words="60; 8 in --mode sync, where the others wait",
     )
     oversubscribe: bool = setting(False, f"allow more than {WORKERS_PER_CORE} workers per core")
     envs_per_worker: int = setting(8, "environments of each worker", within=COUNT)
@@ -83,6 +109,21 @@ class ParallelConfig(Section):
     minibatches: int = setting(
         1, "updates of each pass, every one on an equal part of the environments", within=COUNT
     )
+    simulate_workers: int | None = setting(
+        None,
+        "workers simulated on a virtual clock, in place of --workers (with --mode serial)",
+        within=SIMULATED,
+    )
+    simulate_times: str | None = setting(
+        None,
+        "simulation.json of an earlier run, whose times to take",
+        default_words="measured at the start",
+    )
+
+    @property
+    def patience_s(self) -> float:
+        """`hang_timeout`, or what holds without."""
+        return self.hang_timeout or (8.0 if self.mode == "sync" else 60.0)
 
 
 @dataclass(frozen=True)

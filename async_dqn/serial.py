@@ -20,6 +20,8 @@ from async_dqn.signals import StopSignals
 class SerialTrainer:
     """Runs one training run in this process; `run()` returns the exit code."""
 
+    learner_kind = Learner
+
     def __init__(self, run: Run):
         self.run_, self.store = run, run.store
         config = run.task.config
@@ -27,7 +29,7 @@ class SerialTrainer:
         self.sync_steps = config.optimizer.target_sync_steps
         self.eval_every = config.evaluation.eval_every
         self.learners = [
-            Learner(run.task, ParameterStore(run.block, run.task.optimizer(), w), w)
+            self.learner_kind(run.task, ParameterStore(run.block, run.task.optimizer(), w), w)
             for w in range(config.parallel.workers)
         ]
         self.evaluator = Evaluator(run.task, run.store, run.best)
@@ -52,12 +54,10 @@ class SerialTrainer:
             return 0
 
     def _over(self) -> bool:
-        return bool(
-            self.signals.received
-            or self.run_.reached
-            or self.run_.reporter.stop_wanted
-            or self.store.steps >= self.budget
-        )
+        return self._broken_off() or self.store.steps >= self.budget
+
+    def _broken_off(self) -> bool:
+        return bool(self.signals.received or self.run_.reached or self.run_.reporter.stop_wanted)
 
     def _round(self) -> None:
         """One rollout of every worker, then what has come due."""

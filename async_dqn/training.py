@@ -6,6 +6,7 @@ server was started, so that both import it at the same time.
 
 import dataclasses
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from async_dqn import architecture, checkpoint, envs, processes
+from async_dqn.clock import Times, VirtualClock
 from async_dqn.config import SECTIONS, Config, UserError
 from async_dqn.envs import EnvInfo, EnvSpec
 from async_dqn.exploration import schedule
@@ -73,6 +75,8 @@ def train(
     origin, notes = None, []
     if config.run.resume is not None:
         config, origin, notes = _resumed(config, explicit)
+    if config.parallel.simulate_workers is not None:
+        config = _simulated(config, explicit, origin)
     environment = config.environment
     spec = EnvSpec(
         environment.env if factory is None else factory,
@@ -106,6 +110,23 @@ def train(
             raise _failed(folder, recorder, error) from error
 
 
+def _simulated(
+    config: Config, explicit: frozenset[str], origin: checkpoint.Checkpoint | None
+) -> Config:
+    """The settings with the simulated workers in place of real ones; refuse what cannot be."""
+    count, times = config.parallel.simulate_workers, config.parallel.simulate_times
+    if origin is not None:
+        raise UserError(
+            "a simulated run cannot be resumed, what its workers were about is not stored; start a "
+            "new one (--simulate-times takes the same times)"
+        )
+    if "parallel.workers" in explicit and config.parallel.workers != count:
+        raise UserError("--simulate-workers takes the place of --workers; drop one")
+    if times is not None:
+        Times.read(times)
+    return config.with_settings({"workers": count})
+
+
 def _check_replay(config: Config) -> None:
     """Raise UserError if a shard cannot hold one segment."""
     parallel, capacity = config.parallel, config.replay.replay_capacity
@@ -134,6 +155,10 @@ def _failed(folder: RunFolder, recorder: Recorder, error: Exception) -> RunFaile
 
 
 def _trainer(run: "Run"):
+    if run.task.config.parallel.simulate_workers is not None:
+        from async_dqn.simulation import SimulationTrainer
+
+        return SimulationTrainer(run)
     if run.task.config.parallel.mode == "serial":
         from async_dqn.serial import SerialTrainer
 
@@ -152,7 +177,8 @@ def _recorder(
 ) -> Recorder:
     wall_s = 0.0 if origin is None else origin.state["wall_s"]
     step, console = 0 if origin is None else origin.step, not config.run.quiet
-    return Recorder(folder, config, asdict(info), step, wall_s, console, in_own_process)
+    clock = time.monotonic if config.parallel.simulate_workers is None else VirtualClock()
+    return Recorder(folder, config, asdict(info), step, wall_s, console, in_own_process, clock)
 
 
 def _announce(config: Config, info: EnvInfo, folder: RunFolder, notes: list[str]) -> None:

@@ -15,6 +15,7 @@ ENV = {"env": "Elsewhere/Env-v0"}  # no preset tunes it: the defaults hold
 A3C, SARSA = {"algorithm": "a3c"}, {"algorithm": "one-step-sarsa"}
 CATEGORICAL, QUANTILE = {"distributional": "categorical"}, {"distributional": "quantile"}
 REPLAY = {"replay": "uniform"}
+SIMULATED = {"mode": "serial", "simulate_workers": 4}
 
 # Row of RULES: settings that are refused, each beside a neighbour that is not.
 REFUSED = [
@@ -61,6 +62,9 @@ REFUSED = [
     (16, {"minibatches": 2, "noisy": True}, {"epochs": 2, "noisy": True}),
     (17, {"exploration": "noisy"}, {"exploration": "noisy", "noisy": True}),
     (17, {"exploration": "noisy", "recurrent": True}, {"exploration": "epsilon", "noisy": True}),
+    (18, {"simulate_workers": 64}, {"simulate_workers": 64, "mode": "serial"}),
+    (18, {"simulate_workers": 1, "mode": "async"}, {"simulate_workers": None, "mode": "async"}),
+    (19, {"simulate_times": "a", "mode": "serial"}, {"simulate_times": "a", **SIMULATED}),
 ]
 
 
@@ -128,8 +132,14 @@ ALONE = {
     "batch_size": 8,
     "priority_exponent": 0.5,
     "priority_beta": 0.5,
+    "sync_average": "params",
+    "sync_every": 4,
+    "staleness_scaling": True,
+    "max_staleness": 3,
+    "hang_timeout": 5.0,
 }
-NEEDS = {"noisy": {"noisy": True}}  # what a value needs itself
+# What a value needs itself.
+NEEDS = {"noisy": {"noisy": True}, "params": {"mode": "sync"}, "gradients": {"mode": "sync"}}
 
 
 def choices_without_effect() -> list[tuple[str, str, str, bool]]:
@@ -201,7 +211,7 @@ def test_every_method_goes_with_every_network_and_optimizer() -> None:
         (["--algorithm", "a3c", "--dueling"], RULES[5].reason),
         (["--algorithm", "one-step-sarsa", "--replay", "uniform"], RULES[10].reason),
         (["--recurrent", "--replay", "prioritized"], RULES[12].reason),
-        (["--exploration", "noisy"], RULES[-1].reason),
+        (["--exploration", "noisy"], RULES[17].reason),
         (
             ["--batch-size", "8"],
             "--batch-size 8 acts only with --replay uniform or prioritized (this run: none); "

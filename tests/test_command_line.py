@@ -71,8 +71,8 @@ BAD_INPUTS = [
     ),
     (
         9,
-        "unknown mode 'sync'; did you mean async? Choose async or serial",
-        *("--mode", "sync"),
+        "unknown mode 'asnyc'; did you mean async? Choose async, sync or serial",
+        *("--mode", "asnyc"),
     ),
     (
         9,

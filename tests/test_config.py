@@ -103,7 +103,7 @@ def test_construction_refuses_wrong_values(values, expected):
         ("[optimizer]\nlr = nan", "optimizer.lr must be a finite number above 0 (got nan)"),
         ("[run]\nsteps = 0", "run.steps must be a whole number from 1 (got '0')"),
         ("[run]\nsteps = 1.5", "run.steps must be a whole number from 1 (got 1.5)"),
-        ("[parallel]\nmode = 'sync'", "parallel.mode: unknown mode 'sync'; did you mean async?"),
+        ("[parallel]\nmode = 'asnyc'", "parallel.mode: unknown mode 'asnyc'; did you mean async?"),
         ("[environment]\nimport_modules = ['os']", "modules are not imported from files; use "),
         ("x = " + "[" * 10_000, "nested deeper than 20"),
         ("x = " + "{a = " * 10_000, "nested deeper than 20"),

@@ -1,0 +1,114 @@
+"""What the parts of a worker's loop cost on this machine, for simulated workers.
+
+A learner with a network and a block of its own works for two seconds; the run sees nothing of it.
+Medians over blocks of updates, so that a moment in which the machine did something else is no cost.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from async_dqn.clock import Times
+from async_dqn.learner import Learner
+from async_dqn.memory import SharedBlock
+from async_dqn.parameters import FlatNetwork, ParameterStore
+from async_dqn.rollout import Rollout
+from async_dqn.task import Task
+
+WARM_UP_S, MEASURE_S = 0.5, 1.5
+LEAST_UPDATES, BLOCKS = 10, 20
+COPIES, COPIED_BYTES = 5, 64_000_000  # more than caches hold
+NORMAL_QUARTILES = 1.349  # between the quartiles of a normal distribution, in standard deviations
+
+
+class TimedLearner(Learner):
+    """A learner that notes what its parts cost: seconds by the names of `Times` in `spent`."""
+
+    def __init__(self, task: Task, store: ParameterStore, index: int):
+        super().__init__(task, store, index)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was noted."""
+        self.spent: dict[str, list[float]] = defaultdict(list)
+        self._since, self._vector_steps = time.perf_counter(), 0
+
+    def update(self, budget: int) -> None:
+        """As any learner's; each part lasts from the end of the part before it."""
+        begun = self._since = time.perf_counter()
+        for _ in self.phases(budget):
+            self._end_of("gradient_s")
+        self.spent["update_s"].append(time.perf_counter() - begun)
+
+    def _end_of(self, part: str, count: int = 1) -> None:
+        now = time.perf_counter()
+        self.spent[part].append((now - self._since) / count)
+        self._since = now
+
+    def _pull(self) -> None:
+        super()._pull()
+        self._end_of("pull_s")
+
+    def _record(self, count: int) -> None:
+        super()._record(count)
+        self._vector_steps += 1
+
+    def _batches(self, rollout: Rollout, step: int) -> Iterator[Rollout | None]:
+        self._end_of("step_s", self._vector_steps)
+        self._vector_steps = 0
+        return super()._batches(rollout, step)
+
+    def _push(self, step, learned) -> None:
+        super()._push(step, learned)
+        self._end_of("push_s")
+
+
+def measure(task: Task, seconds: float = MEASURE_S) -> Times:
+    """Time one learner of `task` for `seconds` after a warm-up, and this machine's memory."""
+    # Where there is replay, what counts is an update that draws from it.
+    task = replace(task, config=task.config.with_settings({"replay_start": 1}))
+    network = FlatNetwork(task.network(), gradient=False)
+    optimizer = task.optimizer()
+    block = SharedBlock(task.sections(len(network.vector)))
+    block["multipliers"][:] = 1.0
+    store = ParameterStore(block, optimizer, 0)
+    store.theta.copy_(network.vector)
+    store.sync_target(0)
+    learner = TimedLearner(task, store, 0)
+    try:
+        learner.reset(0)
+        for period in (min(WARM_UP_S, seconds), seconds):
+            learner.restart()
+            end = time.monotonic() + period
+            while time.monotonic() < end or len(learner.spent["update_s"]) < LEAST_UPDATES:
+                learner.update(task.config.run.steps)
+                learner.clear()
+    finally:
+        learner.envs.close()
+    updates = learner.spent.pop("update_s")
+    low, middle, high = np.quantile(updates, (0.25, 0.5, 0.75))
+    return Times(
+        **{part: typical(spent) for part, spent in learner.spent.items()},
+        variation=float((high - low) / NORMAL_QUARTILES / middle),
+        bandwidth=copy_bandwidth(),
+    )
+
+
+def typical(seconds: Sequence[float]) -> float:
+    """The median of the means of blocks: rare but regular costs count, a burst does not."""
+    blocks = np.array_split(seconds, min(BLOCKS, len(seconds)))
+    return float(np.median([block.mean() for block in blocks]))
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second that one core reads and writes while it copies a large array."""
+    source, copy = np.ones((2, COPIED_BYTES // 8))
+    spent = []
+    for _ in range(COPIES):
+        begun = time.perf_counter()
+        np.copyto(copy, source)
+        spent.append(time.perf_counter() - begun)
+    return 2 * COPIED_BYTES / float(np.median(spent))

@@ -1,0 +1,90 @@
+"""What the work of simulated workers costs on a virtual clock, and their shared memory.
+
+The model of contention: N workers have N cores, and only shared memory makes one wait for another.
+Every pull (of theta) and every push (theta and shared optimiser state, read and written) takes up
+the memory for bytes / bandwidth seconds, first come, first served, but never for longer than the
+transfer lasts alone. It is done when its time alone has passed and memory has served it.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from async_dqn.settings import NOT_NEGATIVE, POSITIVE, UserError, refuse
+
+TARGET_DELAY_S = 0.001  # the evaluator sleeps 0.5 ms and more between two looks at the step count
+MAX_BYTES = 100_000
+ABOVE_ZERO = ("step_s", "bandwidth")
+MODEL = (
+    "N workers on N cores; a pull or push takes up shared memory for bytes / bandwidth seconds "
+    "(at most its time alone), first come, first served; computing times vary log-normally; the "
+    "target network is published target_delay_s after its boundary; evaluations take no time"
+)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Costs of one worker that has a core to itself; seconds unless said otherwise."""
+
+    step_s: float  # one step of all its environments, choice of actions included
+    gradient_s: float  # one update's loss and gradient
+    pull_s: float
+    push_s: float
+    variation: float  # standard deviation of the computing time, as a share of its mean
+    bandwidth: float  # of shared memory, bytes per second
+    target_delay_s: float = TARGET_DELAY_S
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """Times from the simulation.json of a run. Raises UserError."""
+        try:
+            with open(path, "rb") as file:
+                times = json.loads(file.read(MAX_BYTES))["times"]
+            return cls(**{field.name: _number(times, field.name, path) for field in fields(cls)})
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except (ValueError, RecursionError):
+            reason = "not valid JSON"
+        except (KeyError, TypeError):
+            reason = f"no table 'times' with {', '.join(field.name for field in fields(cls))}"
+        raise UserError(f"cannot read {path}: {reason}; give the simulation.json of a run")
+
+
+def _number(times: Mapping[str, Any], name: str, path: str) -> float:
+    value, within = times[name], POSITIVE if name in ABOVE_ZERO else NOT_NEGATIVE
+    if type(value) not in (int, float) or not within.holds(value):
+        raise refuse(f"{path}: times.{name}", within.words, value)
+    return float(value)
+
+
+class VirtualClock:
+    """Seconds since the first step; called like `time.monotonic`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SharedMemory:
+    """Memory of limited bandwidth [bytes/s] that serves transfers one after another."""
+
+    def __init__(self, bandwidth: float) -> None:
+        self.bandwidth, self._free_at = bandwidth, 0.0
+
+    def transfer(self, now: float, alone_s: float, size: int) -> float:
+        """When a transfer of `size` bytes is done that begins `now` and lasts `alone_s` alone.
+
+        Calls must come in the order of `now`.
+        """
+        self._free_at = max(self._free_at, now) + min(size / self.bandwidth, alone_s)
+        return max(now + alone_s, self._free_at)
+
+
+def spread(variation: float, normal: float) -> float:
+    """A log-normal factor of mean 1 and standard deviation `variation` from a normal draw."""
+    variance = math.log1p(variation**2)
+    return math.exp(math.sqrt(variance) * normal - variance / 2)
