@@ -1,0 +1,204 @@
+"""`python -m async_dqn.peers NAME [options]`: the command line, the checks, and the run folder.
+
+Exit codes and one-line errors are those of the main command.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from async_dqn.config import SETTINGS, Config, UserError
+from async_dqn.options import Parser, parse_value
+from async_dqn.presets import resolve
+from async_dqn.processes import THREAD_VARIABLES
+from async_dqn.settings import did_you_mean, either
+
+PEERS = ("sb3-dqn",)
+PACKAGE, MODULE = "stable-baselines3", "stable_baselines3"
+# The settings that a peer shares with our methods.
+SHARED = (
+    *("env", "env_arg", "import_modules", "max_episode_steps", "action_bins"),
+    *("workers", "eval_every", "eval_episodes", "stop_at_return"),
+    *("steps", "seed", "runs_dir", "run_name", "quiet"),
+)
+PROTOCOL = (
+    "scored by async_dqn's evaluator; evaluations are not counted in wall_s and cpu_s, which "
+    "favours the peer; no checkpoints"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one peer (default `sys.argv[1:]`) and return the exit code."""
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        return _main(sys.argv[1:] if argv is None else list(argv))
+    except UserError as error:
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
+        print(f"error: {text}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _main(argv: list[str]) -> int:
+    parser = _parser()
+    if not argv or argv[0] in ("-h", "--help"):
+        parser.parse(argv)
+        raise UserError(f"name a peer; choose {either(PEERS)}")
+    name, *rest = argv
+    if name not in PEERS:
+        hint = did_you_mean(name, PEERS) or f"; choose {either(PEERS)}"
+        raise UserError(f"unknown peer {name!r}{hint}")
+    texts = parser.parse(rest)
+    given = {
+        key: text if key == "quiet" else parse_value(SETTINGS[key], text)
+        for key, text in texts.items()
+    }
+    config, _ = resolve(given)
+    if importlib.util.find_spec(MODULE) is None:
+        raise UserError(f'{name} needs {PACKAGE}; pip install "async_dqn[peers]"')
+    return train(name, config)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m async_dqn.peers",
+        usage="python -m async_dqn.peers {" + ",".join(PEERS) + "} [options]",
+        description="Train a program of another library with its published settings.",
+    )
+    for name in SHARED:
+        about, more = SETTINGS[name], {}
+        if about.kind is bool:
+            more = {"action": "store_true"}
+        elif about.kind is dict or about.item is str:
+            more = {"action": "append"}
+        text = "compute threads it may use" if name == "workers" else about.help
+        parser.add_argument(about.option, dest=name, help=text.replace("%", "%%"), **more)
+    return parser
+
+
+@dataclass(frozen=True)
+class SharedConfig:
+    """Of `Config` what holds for a peer too, in the form that the recorder writes."""
+
+    config: Config
+    peer: Mapping[str, Any]
+
+    @property
+    def run(self) -> Any:
+        """The section."""
+        return self.config.run
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Values by section."""
+        sections = {
+            section: {name: value for name, value in values.items() if name in SHARED}
+            for section, values in self.config.to_dict().items()
+        }
+        return {section: values for section, values in sections.items() if values}
+
+    def flat(self) -> dict[str, Any]:
+        """Values by dotted name, the peer's own among them."""
+        shared = {SETTINGS[name].dotted for name in SHARED}
+        own = {f"peer.{name}": value for name, value in self.peer["settings"].items()}
+        return {k: v for k, v in self.config.flat().items() if k in shared} | own
+
+
+def train(name: str, config: Config) -> int:
+    """Train as the settings say; raises UserError, with nothing written, for users' mistakes."""
+    from async_dqn import architecture, envs  # imports gymnasium: only now
+    from async_dqn.env_spec import EnvSpec
+    from async_dqn.peers import settings
+    from async_dqn.run_folder import RunFolder, check_new_run
+
+    env, run = config.environment, config.run
+    spec = EnvSpec(env.env, env.env_arg, env.import_modules, env.max_episode_steps, env.action_bins)
+    envs.check_env_id(env.env, env.import_modules)
+    check_new_run(run.runs_dir, spec.name, run.run_name)
+    info = envs.probe(spec)
+    published = settings.choose(spec, info)
+    network = architecture.choose(config.with_settings({"network": "auto"}), info)
+
+    import torch
+
+    from async_dqn.peers import sb3
+    from async_dqn.recorder import Recorder
+    from async_dqn.signals import StopSignals
+    from async_dqn.task import Task
+
+    threads = config.parallel.workers if published.threaded else 1
+    torch.set_num_threads(threads)
+    peer = describe(name, published, config, threads)
+    task = Task(config, spec, info, network)
+    with StopSignals(force=lambda: None) as signals:
+        folder = RunFolder.create(run.runs_dir, spec.name, run.run_name, name, run.seed)
+        shared = SharedConfig(config, peer)
+        recorder = Recorder(folder, shared, asdict(info), console=not run.quiet)
+        with folder, closing(recorder):
+            _announce(peer, folder, run.quiet)
+            recorder.start()
+            recorder.drops.attempt(_add_peer, folder.path / "config.json", peer)
+            recorder.open_board()
+            try:
+                sb3.PeerRun(task, sb3.build(task, published), recorder, signals).run()
+            except Exception as error:
+                raise _failed(folder, recorder, error) from error
+        return signals.exit_code
+
+
+def describe(name: str, published: Any, config: Config, threads: int) -> dict[str, Any]:
+    """What config.json says of a peer; `settings` are the library's own keywords."""
+    fraction = published.exploration_fraction(config.run.steps)
+    return {
+        "name": name,
+        "library": f"{PACKAGE} {metadata.version(PACKAGE)}",
+        "source": published.source,
+        "settings": {
+            "policy": published.policy,
+            **published.dqn,
+            "exploration_fraction": fraction,
+        },
+        "exploration_steps": round(fraction * config.run.steps),
+        "threads": threads,
+        "protocol": PROTOCOL,
+    }
+
+
+def _announce(peer: Mapping[str, Any], folder: Any, quiet: bool) -> None:
+    if not quiet:
+        own = ", ".join(f"{key}={value}" for key, value in peer["settings"].items())
+        print(f"peer         {peer['name']}, {peer['library']}, {peer['source']}")
+        print(f"settings     {own}, threads={peer['threads']}")
+        print(f"run folder   {folder}", flush=True)
+
+
+def _add_peer(path: Path, peer: Mapping[str, Any]) -> None:
+    from async_dqn.durable import replace_file
+
+    config = json.loads(path.read_text())
+    config["peer"] = peer
+    config["versions"][PACKAGE] = metadata.version(PACKAGE)
+    replace_file(path, f"{json.dumps(config, indent=2)}\n".encode())
+
+
+def _failed(folder: Any, recorder: Any, error: Exception) -> UserError:
+    """Write down that the run failed; the error to raise, in one line."""
+    from async_dqn.training import RunFailed
+
+    log, cause = folder.logs / "supervisor.log", f"{type(error).__name__}: {error}"
+    log.write_text(traceback.format_exc())
+    recorder.event("stop", cause=cause)
+    recorder.result({"status": "failed", "wall_s": recorder.wall_s})
+    return RunFailed(f"the run failed ({cause}); see {log}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
