@@ -4,7 +4,8 @@ Later sources win: field defaults, preset, its tables for single choices, --conf
 line. A table `[per-algorithm.a3c.optimizer]` of a preset holds where a3c is chosen, one
 `[per-recurrent.true.parallel]` where --recurrent is. A preset is found by name or by environment
 id: one that names the id, else one with a pattern for its family (`ALE/*`), else none. A preset for
-no environment in particular is laid over that of the environment.
+no environment in particular is laid over that of the environment, and may have tables for some
+(`[per-env.CartPole-v1.optimizer]`).
 """
 
 import fnmatch
@@ -45,8 +46,13 @@ class Preset:
     def for_choices(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Its settings where those in `chosen` are given."""
         values = {**self.settings, **chosen}
-        known = {name: str(values[name]).lower() for name in self.tables.keys() & values.keys()}
+        known = {name: _key(values[name]) for name in self.tables.keys() & values.keys()}
         return merge(self.settings, *(self.tables[n].get(value, {}) for n, value in known.items()))
+
+
+def _key(value: Any) -> str:
+    """A value as the name of a table."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def resolve(
@@ -70,8 +76,9 @@ def _tuned(chosen: Mapping[str, Any], named: Preset | None) -> dict[str, Any]:
     """What presets say, where `chosen` gives the environment and perhaps the algorithm."""
     if named is not None and named.env:
         return named.for_choices(chosen)
-    over = named.settings if named is not None else {}
-    base = find(chosen.get("env", SETTINGS["env"].default))
+    env = chosen.get("env", SETTINGS["env"].default)
+    over = named.for_choices({"env": env, **chosen}) if named is not None else {}
+    base = find(env)
     return merge(base.for_choices({**over, **chosen}) if base else {}, over)
 
 
