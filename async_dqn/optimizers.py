@@ -65,7 +65,7 @@ class Momentum:
     lr / (1 - a). The paper gives no figure for a: 0.9 is common; 0.99 lags behind moving targets.
     """
 
-    decay: float = 0.99
+    decay: float = 0.9
     rows: ClassVar[int] = 1
     shared: ClassVar[bool] = False
 

@@ -88,7 +88,7 @@ def test_a_workers_own_state_survives_its_death_and_its_successor_goes_on() -> N
         child.start()
         child.join(60)
         assert child.exitcode == -signal.SIGKILL
-    expected = [1 - 0.99**8, 2 * (1 - 0.99**4)]  # 8 pushes of 1 in slot 0, 4 of 2 in slot 1
+    expected = [1 - 0.9**8, 2 * (1 - 0.9**4)]  # 8 pushes of 1 in slot 0, 4 of 2 in slot 1
     np.testing.assert_allclose(block["optimizer"][:, 0, 0], expected, rtol=1e-5)
 
 
