@@ -1,0 +1,160 @@
+"""What `compare` can put side by side: names of methods, and the command that runs each.
+
+A method is `<mode>-<algorithm>`, or a preset for no environment in particular, or a peer from
+another library. Further options may follow a colon, as in "async-q-lambda:--lam 0.8".
+"""
+
+import importlib.util
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from async_dqn import presets
+from async_dqn.config import SETTINGS, UserError
+from async_dqn.options import parse_train
+from async_dqn.results import run_name
+from async_dqn.settings import did_you_mean, either, show
+
+# Peers, with the package each needs.
+PEERS = {"sb3-dqn": "stable_baselines3"}
+# Settings that are the same for all methods, or that `compare` gives to each run.
+SHARED = ("steps", "stop_at_return", "eval_every", "eval_episodes")
+OWN = {"env", *SHARED, "seed", "runs_dir", "run_name", "resume", "version"}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method by its label, and what follows `python -m` to run it (without seed and folder)."""
+
+    label: str
+    module: str
+    arguments: tuple[str, ...]
+    is_peer: bool = False
+
+    @property
+    def command(self) -> str:
+        """As one would type it."""
+        return shlex.join(["python", "-m", self.module, *self.arguments])
+
+
+def contenders(
+    labels: Sequence[str], shared: Mapping[str, Any], workers: int, extra: Sequence[str]
+) -> list[Contender]:
+    """The methods of these labels, all with the settings `shared` (by name; None: not given).
+
+    `extra` are options ("--double") for all; peers take those on the environment. Raises
+    UserError for whatever can be known to be wrong before the first run.
+    """
+    _check_labels(labels)
+    environment = [word for word in extra if _is_of_environment(word)]
+    common = [
+        f"{SETTINGS[name].option}={value}" for name, value in shared.items() if value is not None
+    ]
+    found = []
+    for label in labels:
+        name, _, options = label.partition(":")
+        if name in PEERS:
+            _check_peer(name, options)
+            arguments = (name, *common, f"--workers={workers}", *environment)
+            found.append(Contender(label, "async_dqn.peers", arguments, is_peer=True))
+            continue
+        chosen = _choice(name)
+        own = [] if _fixes_workers(name, shared.get("env")) else [f"--workers={workers}"]
+        options_of_its_own = _split(label, options)
+        _settings(options_of_its_own, f"method {label}")
+        arguments = ("train", *chosen, *common, *own, *extra, *options_of_its_own)
+        _check(label, arguments[1:])
+        found.append(Contender(label, "async_dqn", arguments))
+    return found
+
+
+def names() -> list[str]:
+    """Every method's name."""
+    return [*_pairs(), *_overlays(), *PEERS]
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    safe: dict[str, str] = {}
+    for label in labels:
+        name = label.partition(":")[0]
+        if name not in names():
+            hint = did_you_mean(name, names())
+            modes, algorithms = SETTINGS["mode"].choices, SETTINGS["algorithm"].choices
+            raise UserError(
+                f"unknown method {show(name)}{hint or '; choose'}{' Choose' if hint else ''} "
+                f"<mode>-<algorithm> of modes {either(modes)} and algorithms "
+                f"{either(algorithms)}, or {either([*_overlays(), *PEERS])}"
+            )
+        folder = run_name(label, 0)
+        if folder in safe:
+            raise UserError(f"method {show(label)} is named twice; drop one")
+        if len(folder) > 80:
+            raise UserError(f"method {show(label)}: too many options for a name; make a preset")
+        safe[folder] = label
+
+
+def _pairs() -> Iterator[str]:
+    for mode in SETTINGS["mode"].choices:
+        yield from (f"{mode}-{algorithm}" for algorithm in SETTINGS["algorithm"].choices)
+
+
+def _overlays() -> list[str]:
+    """Presets for no environment in particular."""
+    return [name for name in presets.names() if not presets.load(name).env]
+
+
+def _choice(name: str) -> list[str]:
+    if name in _overlays():
+        return [f"--preset={name}"]
+    mode, _, algorithm = name.partition("-")
+    return [f"--mode={mode}", f"--algorithm={algorithm}"]
+
+
+def _fixes_workers(name: str, env: str | None) -> bool:
+    """Whether a preset says itself how many processes it is for."""
+    return name in _overlays() and "workers" in presets.load(name).for_choices({"env": env})
+
+
+def _split(label: str, options: str) -> list[str]:
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise UserError(f"method {show(label)}: {error}") from None
+
+
+def _settings(words: Sequence[str], where: str) -> dict[str, Any]:
+    """The settings in `words`; refuses those that are the same for all methods."""
+    try:
+        given = parse_train(words)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    for name in given.keys() & OWN:
+        option = SETTINGS[name].option if name in SETTINGS else f"--{name}"
+        raise UserError(f"{where}: {option} is not a method's own; give it to compare, or drop it")
+    return given
+
+
+def _check(label: str, arguments: Sequence[str]) -> None:
+    """Raise UserError where the trainer would refuse these settings."""
+    try:
+        given = parse_train(arguments)
+        sources = given.pop("config", None), given.pop("preset", None)
+        presets.resolve(given, *sources)
+    except UserError as error:
+        raise UserError(f"method {label}: {error}") from None
+
+
+def _is_of_environment(word: str) -> bool:
+    """Whether an option, which is checked here, says what is played: that holds for peers too."""
+    return any(
+        name in SETTINGS and SETTINGS[name].section == "environment"
+        for name in _settings([word], "--set")
+    )
+
+
+def _check_peer(name: str, options: str) -> None:
+    if options:
+        raise UserError(f"{name} has its own settings; drop {show(options)}")
+    if importlib.util.find_spec(PEERS[name]) is None:
+        raise UserError(f"{name} needs a package; pip install -c constraints.txt -e '.[peers]'")

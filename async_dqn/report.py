@@ -1,0 +1,245 @@
+"""`report`: finished runs as figures and tables in one HTML page, in Markdown and as PNGs."""
+
+import importlib.util
+import io
+import math
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from async_dqn import document
+from async_dqn.comparisons import Comparison, Plans, collect
+from async_dqn.config import UserError, usable_cores
+from async_dqn.document import Block, Code, Heading, Picture, Table, Text
+from async_dqn.durable import replace_file
+from async_dqn.options import Parser
+from async_dqn.results import CLOCKS, FAILED, Cost, RunResult, median, quantity
+from async_dqn.run_folder import env_folder
+from async_dqn.statistics import bootstrap_interval, iqm
+
+WORKERS = "parallel.workers"
+CLOCK_HEADERS = ("steps", "seconds", "CPU seconds")
+READING = (
+    "Steps are counted over all workers. Seconds count from the start of the process, imports "
+    "included; CPU seconds are those of all its processes. To reach a threshold: median (lowest to "
+    "highest) over seeds; > marks what rests on a run that missed it and counts with the moment "
+    "it stopped; a run that failed counts as never. Final score: interquartile mean of the last "
+    "evaluations with its 95 % bootstrap interval (Agarwal et al. 2021); a run that ended at the "
+    "threshold keeps the score it ended with. Steps/s: from the first update to the end, median."
+)
+
+
+def report(argv: Sequence[str]) -> int:
+    """Compare existing runs: figures and tables of the run folders at and below each RUN."""
+    parser = Parser(prog="async-dqn report", description=report.__doc__)
+    parser.add_argument("run", metavar="RUN", nargs="+", help="run folder, or a folder above some")
+    parser.add_argument("--out", metavar="DIR", help="(default: the RUN if one, else runs/report)")
+    parser.add_argument(
+        "--threshold", metavar="R", help="score to reach (default: --stop-at-return of the runs)"
+    )
+    given = parser.parse(argv)
+    check_plotting()
+    threshold = _score(given["threshold"]) if "threshold" in given else None
+    roots = [Path(run) for run in given["run"]]
+    out = Path(given.get("out") or (roots[0] if len(roots) == 1 else "runs/report"))
+    comparisons, plans, warnings = collect(roots, threshold)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"report       {write(out, comparisons, plans)}")
+    return 0
+
+
+def _score(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"--threshold must be a finite number (got {text!r})")
+    return value
+
+
+def check_plotting() -> None:
+    """Raise UserError where matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("figures need matplotlib; pip install -c constraints.txt -e '.[plot]'")
+
+
+def machine() -> str:
+    """The CPU and how many of its cores this process may use."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.split(":", 1)[1] for line in lines if "model name" in line), model)
+    return f"{model.strip()}, {usable_cores()} cores"
+
+
+def write(out: Path, comparisons: Sequence[Comparison], plans: Plans) -> Path:
+    """Write report.html, report.md and the figures into `out`; return the page's path.
+
+    Raises UserError when `out` cannot be written to.
+    """
+    blocks: list[Block] = [Heading(f"Comparison on {', '.join(c.env for c in comparisons)}", 1)]
+    for comparison in comparisons:
+        prefix = f"{env_folder(comparison.env)}-" if len(comparisons) > 1 else ""
+        if len(comparisons) > 1:
+            blocks.append(Heading(comparison.env))
+        blocks += _section(comparison, _protocol(comparison, plans), prefix)
+    blocks += _origin(comparisons, plans)
+    page, text = document.to_html(blocks), document.to_markdown(blocks)
+    files = {"report.html": page.encode(), "report.md": text.encode()}
+    files |= {block.name: block.png for block in blocks if isinstance(block, Picture)}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            replace_file(out / name, data)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+    return out / "report.html"
+
+
+def _protocol(comparison: Comparison, plans: Plans) -> str:
+    """How the scores came about, for the small print of a figure."""
+    machines = {plan["machine"] for plan in plans.values() if plan}
+    episodes = {run.settings.get("evaluation.eval_episodes") for run in comparison.runs} - {None}
+    seeds = sorted({run.seed for run in comparison.runs})
+    parts = [
+        "; ".join(sorted(machines)) or f"report made on {machine()}",
+        f"workers: {_workers(comparison)}",
+        f"seeds {', '.join(map(str, seeds))}",
+        "scores: the same evaluator for all, greedy, true returns of whole episodes, "
+        f"10 to screen and {', '.join(f'{n:,.0f}' for n in sorted(episodes)) or '?'} to confirm",
+    ]
+    if machines:
+        parts.append("runs were made one after another, methods in turn")
+    if any(run.peer for run in comparison.runs):
+        parts.append("evaluating a peer is not counted on its clock, which favours it")
+    return "; ".join(parts)
+
+
+def _workers(comparison: Comparison) -> str:
+    """One number, or one for each method."""
+    counts = {
+        label: ", ".join(sorted({str(n) for run in runs if (n := run.settings.get(WORKERS))}))
+        for label, runs in comparison.methods.items()
+    }
+    known = {label: count for label, count in counts.items() if count}
+    if len(set(known.values())) < 2:
+        return next(iter(known.values()), "unknown")
+    return ", ".join(f"{label} {count}" for label, count in known.items())
+
+
+def _section(comparison: Comparison, protocol: str, prefix: str) -> list[Block]:
+    """Figures and tables of one environment."""
+    from async_dqn import figures  # matplotlib takes its time to import
+
+    def picture(name: str, figure: Any, alt: str) -> Picture:
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+        return Picture(f"{prefix}{name}.png", png.getvalue(), f"{comparison.env}: {alt}")
+
+    goal = comparison.threshold
+    blocks: list[Block] = [Text(f"Protocol: {protocol}.")]
+    if any(len(run.curve["mean"]) for run in comparison.runs):
+        figure = figures.curves(comparison, protocol)
+        words = "evaluation score against steps, wall-clock seconds and CPU seconds, by method"
+        blocks.append(picture("scores", figure, words))
+    blocks.append(_summary(comparison))
+    if goal is not None:
+        figure = figures.thresholds(comparison, protocol)
+        words = f"steps and seconds until the score reached {quantity(goal)}, by method and seed"
+        blocks.append(picture("threshold", figure, words))
+    figure = figures.speeds_and_scores(comparison, protocol)
+    blocks.append(picture("speed", figure, "steps per second and final score, by method and seed"))
+    blocks += [Heading("Every seed", 3), _every_seed(comparison)]
+    blocks += [
+        Text(f"Failed: {run.label}, seed {run.seed}: {run.cause or 'see its log'}")
+        for run in comparison.failed
+    ]
+    return blocks
+
+
+def _summary(comparison: Comparison) -> Table:
+    """One row per method."""
+    goal = comparison.threshold
+    reaching = [f"{name} to {quantity(goal)}" for name in CLOCK_HEADERS] if goal is not None else []
+    names = ["final score", "steps/s"]
+    header = ["method", "solved" if reaching else "seeds", *reaching, *names]
+    rows = []
+    for label, runs in comparison.methods.items():
+        costs = [_spread([run.cost(clock, goal) for run in runs]) for clock in CLOCKS if reaching]
+        speeds = [run.steps_per_second for run in runs if run.steps_per_second is not None]
+        speed = quantity(statistics.median(speeds) if speeds else None)
+        rows.append([label, _solved(runs, goal), *costs, _final(runs), speed])
+    return Table(header, rows)
+
+
+def _solved(runs: Sequence[RunResult], goal: float | None) -> str:
+    """Such as "4 of 5 (seed 3 failed)"; without a goal, how many ended well."""
+    failed = [str(run.seed) for run in runs if run.status == FAILED]
+    note = f" (seed {', '.join(failed)} failed)" if failed else ""
+    if goal is None:
+        return f"{len(runs) - len(failed)}{note}"
+    return f"{sum(not run.cost('step', goal).missed for run in runs)} of {len(runs)}{note}"
+
+
+def _spread(costs: Sequence[Cost]) -> str:
+    """Median (min to max), each marked ">" where it rests on a run that missed."""
+    ordered = sorted(costs, key=lambda cost: (cost.missed, cost.value))
+    middle = median(costs)
+    if not math.isfinite(ordered[0].value):
+        return "-"
+    if len(costs) == 1:
+        return str(middle)
+    return f"{middle} ({ordered[0]} to {ordered[-1]})"
+
+
+def _final(runs: Sequence[RunResult]) -> str:
+    """Interquartile mean [95 % interval] of the last scores."""
+    scores = [run.final for run in runs if run.final is not None]
+    if len(scores) < 2:
+        return quantity(scores[0]) if scores else "-"
+    low, high = bootstrap_interval([scores])
+    return f"{quantity(iqm(scores))} [{quantity(low)}, {quantity(high)}]"
+
+
+def _every_seed(comparison: Comparison) -> Table:
+    goal = comparison.threshold
+    reaching = [f"{name} to {quantity(goal)}" for name in CLOCK_HEADERS] if goal is not None else []
+    whole = ["steps", "seconds", "CPU seconds", "steps/s"]
+    rows = []
+    for run in comparison.runs:
+        costs = [str(run.cost(clock, goal)) for clock in CLOCKS if goal is not None]
+        totals = [quantity(run.totals.get(name)) for name in ("steps", "wall_s", "cpu_s")]
+        speed, final = quantity(run.steps_per_second), quantity(run.final)
+        rows.append([run.label, str(run.seed), run.status, *costs, final, *totals, speed])
+    return Table(["method", "seed", "ended", *reaching, "final score", *whole], rows)
+
+
+def _origin(comparisons: Sequence[Comparison], plans: Plans) -> list[Block]:
+    """How to read the numbers, the commands, and what everything ran on."""
+    runs = [run for comparison in comparisons for run in comparison.runs]
+    commands = []
+    for plan in filter(None, plans.values()):
+        commands += [str(plan.get("command", "")), ""]
+        commands += [f"{label}:  {command}" for label, command in plan["methods"].items()]
+    blocks: list[Block] = [Heading("How to read this"), Text(READING), Heading("How it was made")]
+    if commands:
+        blocks.append(Code("\n".join(map(str, commands))))
+    versions = sorted({_versions(run) for run in runs} - {""})
+    revisions = sorted({run.git_revision for run in runs if run.git_revision})
+    machines = sorted({plan["machine"] for plan in plans.values() if plan})
+    blocks.append(Text(f"Machine: {'; '.join(machines) or 'not recorded with these runs'}."))
+    blocks.append(Text(f"Versions: {'; '.join(versions) or 'unknown'}."))
+    blocks.append(Text(f"Git revision: {', '.join(revisions) or 'unknown'}."))
+    return [*blocks, Text(f"Report of {date.today()}.")]
+
+
+def _versions(run: RunResult) -> str:
+    return ", ".join(f"{name} {version}" for name, version in run.versions.items() if version)
