@@ -1,4 +1,4 @@
-"""The command line: `async-dqn [train|evaluate|list|bench] ...`.
+"""The command line: `async-dqn [train|evaluate|list|bench|compare|report] ...`.
 
 Nothing heavy is imported before the arguments are known to be good: `--help` and mistakes
 answer at once, and training starts its fork server before it imports torch itself.
@@ -62,17 +62,22 @@ def _dispatch(argv: list[str]) -> int:
 
 def train(argv: Sequence[str]) -> int:
     """Train with the settings in `argv`; see `--help`."""
-    from async_dqn.options import parse_train
+    from async_dqn.options import AUTO, parse_train
     from async_dqn.presets import resolve
 
     given = parse_train(argv)
     if given.pop("version", False):
         return _print_version()
     sources = given.pop("config", None), given.pop("preset", None)
+    auto = given.get("workers") == AUTO and bool(given.pop("workers"))
     config, explicit = resolve(given, *sources)
     from async_dqn import envs  # imports gymnasium: only now
 
     envs.check_env_id(config.environment.env, config.environment.import_modules)
+    if auto:
+        from async_dqn.bench import best_workers
+
+        config, explicit = resolve({**given, "workers": best_workers(given, sources)}, *sources)
     from async_dqn import training
 
     return training.train(config, explicit).exit_code
@@ -146,12 +151,28 @@ def bench(argv: Sequence[str]) -> int:
     return benchmarks.scaling(list(argv[1:]))
 
 
+def compare(argv: Sequence[str]) -> int:
+    """Run several methods on several seeds, and report."""
+    from async_dqn import compare as comparison
+
+    return comparison.compare(argv)
+
+
+def report(argv: Sequence[str]) -> int:
+    """Report on existing runs."""
+    from async_dqn import report as reporting
+
+    return reporting.report(argv)
+
+
 Command = Callable[[Sequence[str]], int]
 COMMANDS: dict[str, Command] = {
     "train": train,
     "evaluate": evaluate,
     "list": list_names,
     "bench": bench,
+    "compare": compare,
+    "report": report,
 }
 TABLES: dict[str, Callable[[], list[tuple[str, ...]]]] = {
     "presets": _preset_rows,

@@ -16,8 +16,10 @@ from async_dqn.settings import Setting, check, did_you_mean, refuse
 WHOLE = re.compile(r"[+-]?\d+(_\d+)*", re.ASCII)
 SHORTHAND = re.compile(r"(\d+(?:\.\d+)?)(k|m|b|e\d\d?)", re.ASCII | re.IGNORECASE)
 MAGNITUDES = {"k": "e3", "m": "e6", "b": "e9"}
+AUTO = "auto"  # workers: to be measured
 METAVARS = {int: "N", float: "X", str: "NAME", tuple: "N,N", dict: "KEY=VALUE"}
 METAVARS_BY_NAME = {
+    "workers": "N|auto",
     "env": "ID",
     "import_modules": "MODULE",
     "runs_dir": "DIR",
@@ -59,7 +61,7 @@ def train_parser() -> Parser:
         prog="async-dqn train",
         usage="async-dqn [train] [options]",
         description="Train a Q-network with asynchronous workers. Without options: CartPole-v1 "
-        "on all usable cores. Further commands: evaluate, list, bench.",
+        "on all usable cores. Further commands: evaluate, list, bench, compare, report.",
         epilog="The defaults shown hold where no preset does; see `list presets`.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
@@ -96,11 +98,13 @@ def _metavar(about: Setting) -> str:
 
 def parse_train(argv: Sequence[str]) -> dict[str, Any]:
     """Settings by name as given in `argv`, checked; also `config`, `preset` and `version` when
-    given. Raises UserError; `--help` raises SystemExit."""
+    given, and `workers` may be AUTO. Raises UserError; `--help` raises SystemExit."""
     texts = train_parser().parse(argv)
-    return {
+    auto = {"workers": AUTO} if texts.get("workers") == AUTO else {}
+    return auto | {
         name: parse_value(SETTINGS[name], text) if name in SETTINGS else text
         for name, text in texts.items()
+        if name not in auto
     }
 
 
