@@ -8,9 +8,7 @@ Each row is `python launch.py OPTIONS --stop-at-return 475 --eval-episodes 100 -
 are counted, which a busy machine does not change, and no seconds.
 """
 
-import sys
-
-from benchmarks.scores import RESULTS, machine, run
+from benchmarks.scores import rows_of, run
 
 COMMON = "--stop-at-return 475 --eval-episodes 100 --steps 500000 --workers 2"
 SEEDS = range(5)
@@ -59,26 +57,14 @@ def row(name: str) -> str:
 
 def main() -> None:
     """Run the methods named on the command line, or all and write the table."""
-    rows = []
-    for name in sys.argv[1:] or METHODS:
-        rows.append(row(name))
-        print(rows[-1], flush=True)
-    if sys.argv[1:]:
-        return
-    lines = [
+    head = (
         "# Every algorithm and variant on CartPole-v1",
         "",
         f"`python launch.py OPTIONS {COMMON} --seed N`, seeds 0 to {SEEDS[-1]}; made by "
         "`python -m benchmarks.methods`. Solved: 475 over 100 greedy episodes.",
-        "",
-        machine(),
-        "",
         "| method | options | solved | steps to 475, by seed |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-    ]
-    (RESULTS / "methods.md").write_text("\n".join(lines))
+    )
+    rows_of(METHODS, row, "methods.md", head)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ return of the last 100 training episodes, v0, seed 0.
 """
 
 import statistics
-import sys
 from typing import NamedTuple
 
-from benchmarks.scores import RESULTS, machine, run
+from benchmarks.scores import rows_of, run
 
 OPTIONS = "--env MinAtar/{game}-{version} --steps 5000000 --workers 2"
 SEEDS = range(3)
@@ -55,13 +54,7 @@ def row(name: str) -> str:
 
 def main() -> None:
     """Run the games named on the command line, or all and write the table."""
-    rows = []
-    for name in sys.argv[1:] or GAMES:
-        rows.append(row(name))
-        print(rows[-1], flush=True)
-    if sys.argv[1:]:
-        return
-    lines = [
+    head = (
         "# MinAtar, five games from one preset",
         "",
         f"`python launch.py {OPTIONS.format(game='GAME', version='v1')} --seed N`, seeds 0 to "
@@ -71,16 +64,10 @@ def main() -> None:
         "ramping, episodes cut at 10,000 steps. Published: training returns of v0 after 5 M "
         "frames, read off a figure (Young & Tian 2019), DQN with replay and AC(lambda); ours in "
         "that protocol: mean of the last 100 training episodes, v0, seed 0.",
-        "",
-        machine(),
-        "",
         "| game | goal | met by | score by seed | seconds, median | steps/s "
         "| published: DQN, AC(lambda) | ours, that protocol |",
-        "|---|---|---|---|---|---|---|---|",
-        *rows,
-        "",
-    ]
-    (RESULTS / "minatar-five.md").write_text("\n".join(lines))
+    )
+    rows_of(GAMES, row, "minatar-five.md", head)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,6 +160,21 @@ def table(name: str, benchmark: Benchmark) -> str:
 def _cells(result: dict[str, Any]) -> str:
     values = ((form, result.get(column)) for column, form in COLUMNS.items())
     return " | ".join("-" if value is None else form.format(value) for form, value in values)
+
+
+def rows_of(
+    names: Iterable[str], row: Callable[[str], str], file: str, head: Sequence[str]
+) -> None:
+    """Make the rows named on the command line and print them; without names all, as a table."""
+    rows = []
+    for name in sys.argv[1:] or names:
+        rows.append(row(name))
+        print(rows[-1], flush=True)
+    if not sys.argv[1:]:
+        *text, titles = head
+        rule = "|---" * (titles.count("|") - 1) + "|"
+        lines = [*text, "", machine(), "", titles, rule, *rows, ""]
+        (RESULTS / file).write_text("\n".join(lines))
 
 
 def machine() -> str:
