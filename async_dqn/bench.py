@@ -136,7 +136,8 @@ def _scores(env: str, given: Mapping[str, Any]) -> str:
     """The table of times to a score; its runs are kept below --out."""
     from async_dqn.speedup import time_to_score
 
-    config, _ = resolve({**given["settings"], "env": env})
+    one = {"mode": "serial", "simulate_workers": 1} if given["simulated"] else {}
+    config, _ = resolve({**given["settings"], **one, "env": env})
     options = [f"--env={env}", *given["options"]]
     kind = "simulated" if given["simulated"] else "measured"
     out = Path(given["out"] or f"runs/speedup-{env_folder(env)}-{kind}")

@@ -266,3 +266,14 @@ def test_usable_cores_respect_quota(tmp_path, monkeypatch, cgroup, files, cores)
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
     assert usable_cores(tmp_path) == cores
+
+
+def test_a_preset_for_no_environment_has_tables_for_some() -> None:
+    here, _ = presets.resolve({"env": "CartPole-v1"}, None, "dqn")
+    there, _ = presets.resolve({"env": "LunarLander-v3"}, None, "dqn")
+    assert (here.parallel.epochs, there.parallel.epochs) == (128, 4)
+    assert here.parallel.mode == there.parallel.mode == "serial"
+    own, _ = presets.resolve({"env": "CartPole-v1"})
+    assert (here.evaluation.eval_episodes, own.parallel.mode) == (100, "async")  # laid over its own
+    typed, _ = presets.resolve({"env": "CartPole-v1", "epochs": 3}, None, "dqn")
+    assert typed.parallel.epochs == 3
