@@ -276,6 +276,7 @@ class Supervisor:
             if not self.evaluator.alive and self.evaluator.revive_at is None:
                 return
             self._wait(SHORT_TICK_SECONDS)
+            self._kill_hung()
             if self.evaluator.revive_at and time.monotonic() >= self.evaluator.revive_at:
                 self._start(self.evaluator)
             self.run_.turn()
