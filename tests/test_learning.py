@@ -40,11 +40,29 @@ def test_every_variant_finds_the_end_of_the_chain(variant, tmp_path):
     assert agent.evaluate(episodes=5)[0] == best
 
 
-def result_of(tmp_path, **settings):
-    config, explicit = resolve({**settings, "runs_dir": str(tmp_path), "quiet": True, "workers": 2})
+def result_of(tmp_path, preset=None, workers=2, **settings):
+    given = {**settings, "runs_dir": str(tmp_path), "quiet": True, "workers": workers}
+    config, explicit = resolve(given, None, preset)
     outcome = training.train(config, explicit)
     assert outcome.exit_code == 0
     return json.loads((outcome.run / "result.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "baseline",
+    [
+        {"mode": "sync"},
+        {"mode": "sync", "sync_average": "params", "sync_every": 8},
+        {"preset": "dqn", "workers": 1},
+        {"preset": "pqn", "workers": 1},
+    ],
+    ids=str,
+)
+def test_every_baseline_solves_cartpole(tmp_path, baseline):
+    result = result_of(tmp_path, env="CartPole-v1", stop_at_return=475.0, seed=0, **baseline)
+    assert result["status"] == "threshold reached"
 
 
 @pytest.mark.slow
