@@ -129,9 +129,10 @@ def _preset_rows() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("preset", "environments", "algorithm", "steps")]
     for preset in map(presets.load, presets.names()):
         settings = preset.settings
-        steps = f"{settings['steps']:,}" if "steps" in settings else "as the environment's"
+        inherited = "as the environment's"
+        steps = f"{settings['steps']:,}" if "steps" in settings else inherited
         envs = " ".join(preset.env) or "any, over its own"
-        rows.append((preset.name, envs, settings["algorithm"], steps))
+        rows.append((preset.name, envs, settings.get("algorithm", inherited), steps))
     return rows
 
 

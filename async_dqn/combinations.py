@@ -117,6 +117,38 @@ RULES = (
         lambda c: c.parallel.simulate_times is not None and c.parallel.simulate_workers is None,
         "--simulate-times are those of simulated workers; add --simulate-workers or drop it",
     ),
+    Rule(
+        lambda c: (
+            c.parallel.model_parallel and (c.parallel.mode != "sync" or c.parallel.workers != 2)
+        ),
+        "--model-parallel is two stages that update together; add --mode sync --workers 2",
+    ),
+    Rule(
+        lambda c: c.parallel.model_parallel and c.parallel.sync_average != "gradients",
+        "--model-parallel has one set of parameters; drop --sync-average",
+    ),
+    Rule(
+        lambda c: c.parallel.model_parallel and (A3C(c) or c.network.distributional != "none"),
+        "--model-parallel has the squared error of a value in its last stage; choose another "
+        "algorithm than a3c, drop --distributional",
+    ),
+    Rule(
+        lambda c: c.parallel.model_parallel and (c.network.recurrent or c.network.noisy),
+        "--model-parallel passes parts of a batch from layer to layer, without state and noise; "
+        "drop --recurrent and --noisy",
+    ),
+    Rule(
+        lambda c: (
+            c.parallel.model_parallel
+            and (c.replay.replay != "none" or c.parallel.epochs * c.parallel.minibatches > 1)
+        ),
+        "--model-parallel makes one update of each rollout; choose --replay none --epochs 1 "
+        "--minibatches 1",
+    ),
+    Rule(
+        lambda c: c.parallel.model_parallel and c.network.network == "linear",
+        "--model-parallel needs a layer for each of two processes; drop --network linear",
+    ),
 )
 
 # Settings that do nothing unless another has a certain value.

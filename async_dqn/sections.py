@@ -89,6 +89,9 @@ class ParallelConfig(Section):
     sync_every: int = setting(
         1, "updates between two averages of parameters", unit="updates", within=COUNT
     )
+    model_parallel: bool = setting(
+        False, "one learner, its network's layers split over two processes of --mode sync"
+    )
     hang_timeout: float | None = setting(
         None,
         "a process without a sign of life is replaced",
@@ -119,6 +122,11 @@ class ParallelConfig(Section):
         "simulation.json of an earlier run, whose times to take",
         default_words="measured at the start",
     )
+
+    @property
+    def actors(self) -> int:
+        """How many workers take steps; the last stage of a model-parallel network takes none."""
+        return 1 if self.model_parallel else self.workers
 
     @property
     def patience_s(self) -> float:

@@ -58,6 +58,9 @@ class Supervisor:
         self.rollout_steps = parallel.envs_per_worker * parallel.rollout_length
         self.lifeline = Lifeline.here()
         self.together = parallel.mode == "sync"
+        self.actors = parallel.actors
+        # A pipeline cannot be formed again by one of its two processes.
+        self.max_failures = 0 if parallel.model_parallel else MAX_FAILURES
         self.heartbeats = Heartbeats(self.store.slots, parallel.patience_s)
 
     @property
@@ -108,7 +111,8 @@ class Supervisor:
         return self.signals.received is not None
 
     def _last_cause(self) -> str:
-        return next((c.cause for c in reversed(self.workers) if c.cause), "no worker is left")
+        causes = (c.cause for c in reversed(self.workers) if c.retired)
+        return next(causes, "no worker is left")
 
     # Life and death
 
@@ -158,13 +162,12 @@ class Supervisor:
         progress = int(self.store.slots[child.index, STEPS]) - child.steps_at_start
         child.failures = 1 if progress >= PROGRESS_STEPS else child.failures + 1
         self._event("death", child, pid=pid, cause=f"{child.cause} ({how} in {phase})")
-        if child.failures > MAX_FAILURES:
+        if child.failures > (self.max_failures if child.role == "worker" else MAX_FAILURES):
             child.retired = True
             if child.role == "worker":  # its lease goes back: the steps it will never take
                 self.block["limits"][child.index] = self.store.slots[child.index, STEPS]
-            self.run_.recorder.warn(
-                f"{child.name} failed {child.failures} times, given up ({child.cause})"
-            )
+            often = "once" if child.failures == 1 else f"{child.failures} times"
+            self.run_.recorder.warn(f"{child.name} failed {often}, given up ({child.cause})")
             return
         pause = 0.0 if child.failures == 1 else min(10.0, 0.025 * 2**child.failures)
         child.revive_at = time.monotonic() + pause
@@ -245,7 +248,7 @@ class Supervisor:
     def _share_out(self) -> None:
         """Workers that wait for each other get their budget at once, in equal parts."""
         if not self.store.control[SHARED_OUT]:
-            share(self.block["limits"], self.budget - self.store.steps)
+            share(self.block["limits"][: self.actors], self.budget - self.store.steps)
             self.store.control[SHARED_OUT] = 1
 
     # The end

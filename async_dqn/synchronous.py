@@ -8,6 +8,7 @@ averages a slice of its own. Nothing but memory lies between them: sockets would
 
 import os
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -136,7 +137,7 @@ class SynchronousStore(ParameterStore):
     def _finish_round(self, lr: float) -> None:
         """Average the own slice when all have given; go on when all are done."""
         number = int(self._own[GIVEN])
-        if not self._wait(self._rounds[:, GIVEN], number):
+        if not self.wait(lambda: self._rounds[:, GIVEN].min() >= number):
             return
         self._known_steps = super().steps
         present = self._rounds[:, PRESENT].any()
@@ -145,7 +146,7 @@ class SynchronousStore(ParameterStore):
         if self._first:
             self._own[LEAVE] = self.control[WORKERS_STOP]
         self._own[DONE] = number
-        if not self._wait(self._rounds[:, DONE], number):
+        if not self.wait(lambda: self._rounds[:, DONE].min() >= number):
             return
         if present and self._every is None:
             self._count_update()
@@ -186,12 +187,12 @@ class SynchronousStore(ParameterStore):
             self.sync_target(self._known_steps)
             self._own[PUBLISHED] = wanted
         elif not self._first:
-            self._wait(self._rounds[:1, PUBLISHED], wanted)
+            self.wait(lambda: self._rounds[0, PUBLISHED] >= wanted)
 
-    def _wait(self, words, number: int) -> bool:
-        """Until all `words` have reached `number`; False: told to stop, and the others are gone."""
+    def wait(self, reached: Callable[[], bool]) -> bool:
+        """Until `reached` by words of others; False: told to stop, and the others are gone."""
         looks, deadline = 0, None
-        while words.min() < number:
+        while not reached():
             looks += 1
             if looks <= SPINS:
                 continue

@@ -70,7 +70,7 @@ class Task:
         """The schedule of all environments, worker by worker; a3c explores by itself."""
         config = self.config
         exploration = schedule(
-            config.exploration, config.parallel.workers * config.parallel.envs_per_worker
+            config.exploration, config.parallel.actors * config.parallel.envs_per_worker
         )
         if config.algorithm.algorithm == "a3c":
             return exploration._replace(start=0.0, finals=np.zeros_like(exploration.finals))

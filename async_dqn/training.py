@@ -208,7 +208,7 @@ def _announce(config: Config, info: EnvInfo, folder: RunFolder, notes: list[str]
 def _exploration(config: Config) -> str:
     if config.algorithm.algorithm == "a3c":
         return "exploration  by the policy itself"
-    count = config.parallel.workers * config.parallel.envs_per_worker
+    count = config.parallel.actors * config.parallel.envs_per_worker
     strength = schedule(config.exploration, count)
     finals, counts = np.unique(strength.finals, return_counts=True)
     mix = ", ".join(f"{n} of {count} environments to {x:.3g}" for x, n in zip(finals, counts))

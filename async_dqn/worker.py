@@ -14,7 +14,9 @@ from async_dqn.parameters import (
     PID,
     STARTING,
     STEPS,
+    FlatNetwork,
 )
+from async_dqn.pipeline import FirstLearner, LastStage
 from async_dqn.task import ChildStart
 
 REPORT_SECONDS = 1.0
@@ -33,7 +35,18 @@ def _train(start: ChildStart, pipe: RecordPipe) -> None:
     slot, limits = store.slot, start.block["limits"]
     cpu_before = int(slot[CPU_NS])
     slot[PID], slot[INCARNATION], slot[PHASE] = os.getpid(), start.incarnation, STARTING
-    learner = Learner(start.task, store, start.index)
+    if start.task.config.parallel.model_parallel:
+        # A name that no other run has used: a trainer is known by its pid and the time it started.
+        meeting = start.log.parent / f"meeting-{start.lifeline.pid}-{start.lifeline.started}"
+        if start.index:
+            stage = LastStage(start.task, FlatNetwork(start.task.network()), store, meeting)
+            while not store.leaving:
+                stage.serve(start.task.learning_rate(store.steps))
+                slot[CPU_NS] = cpu_before + time.process_time_ns()
+            return
+        learner = FirstLearner(start.task, store, meeting)
+    else:
+        learner = Learner(start.task, store, start.index)
     learner.reset(start.index, start.incarnation)
     reported = time.monotonic()
     while not store.leaving:

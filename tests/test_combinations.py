@@ -16,6 +16,7 @@ A3C, SARSA = {"algorithm": "a3c"}, {"algorithm": "one-step-sarsa"}
 CATEGORICAL, QUANTILE = {"distributional": "categorical"}, {"distributional": "quantile"}
 REPLAY = {"replay": "uniform"}
 SIMULATED = {"mode": "serial", "simulate_workers": 4}
+STAGES = {"model_parallel": True, "mode": "sync", "workers": 2}
 
 # Row of RULES: settings that are refused, each beside a neighbour that is not.
 REFUSED = [
@@ -65,6 +66,19 @@ REFUSED = [
     (18, {"simulate_workers": 64}, {"simulate_workers": 64, "mode": "serial"}),
     (18, {"simulate_workers": 1, "mode": "async"}, {"simulate_workers": None, "mode": "async"}),
     (19, {"simulate_times": "a", "mode": "serial"}, {"simulate_times": "a", **SIMULATED}),
+    (20, {**STAGES, "mode": "async"}, {**STAGES, "double": True}),
+    (20, {**STAGES, "mode": "serial"}, {**STAGES, "algorithm": "q-lambda"}),
+    (20, {**STAGES, "workers": 1}, {**STAGES, "munchausen": True}),
+    (20, {**STAGES, "workers": 3}, {**STAGES, "dueling": True, **SARSA}),
+    (21, {**STAGES, "sync_average": "params"}, {**STAGES, "sync_average": "gradients"}),
+    (22, {**STAGES, **A3C}, {**STAGES, "algorithm": "one-step-q"}),
+    (22, {**STAGES, **QUANTILE}, {**STAGES, "value_rescaling": True}),
+    (23, {**STAGES, "recurrent": True}, STAGES),
+    (23, {**STAGES, "noisy": True}, {**STAGES, "exploration": "boltzmann"}),
+    (24, {**STAGES, **REPLAY}, STAGES),
+    (24, {**STAGES, "epochs": 2}, STAGES),
+    (24, {**STAGES, "minibatches": 2}, STAGES),
+    (25, {**STAGES, "network": "linear"}, {**STAGES, "network": "mlp"}),
 ]
 
 

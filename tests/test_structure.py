@@ -28,8 +28,8 @@ FLOORS = (
     # acting and learning
     "collector player",
     "evaluator learner",
-    "worker reports calibration",
-    "run",
+    "pipeline reports calibration",
+    "run worker",
     # the modes
     "serial supervisor",
     "simulation",

@@ -1,0 +1,186 @@
+"""The model-parallel baseline: split equals whole; real runs equal serial ones or end with 75."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from scripted_envs import ChainEnv
+from torch import distributed
+
+from async_dqn import architecture, checkpoint, envs, processes
+from async_dqn.architecture import Architecture
+from async_dqn.config import Config
+from async_dqn.env_spec import EnvSpec
+from async_dqn.learner import Learner
+from async_dqn.memory import SharedBlock
+from async_dqn.networks import QNetwork
+from async_dqn.parameters import WORKERS_STOP, FlatNetwork
+from async_dqn.pipeline import FirstLearner, LastStage, lesson_loss, split
+from async_dqn.task import Task
+from runs import Trainer
+
+PRESET = ("--preset", "sync-model-parallel", "--eval-episodes", "2", "--quiet")
+
+
+# The cut
+
+
+@pytest.mark.parametrize(
+    ("layers", "settings"),
+    [
+        (3, {"hidden": (8, 8)}),  # dense layer, norm, ReLU
+        (3, {"hidden": (8,)}),  # behind is the head alone
+        (6, {"hidden": (8, 64, 8, 8)}),
+        (4, {"hidden": (8, 8), "dueling": True, "low": (0.0,) * 4, "high": (9.0,) * 4}),
+        (1, {"network": "small-conv", "observation_shape": (4, 10, 10)}),
+        (1, {"network": "nature", "observation_shape": (4, 84, 84)}),
+    ],
+)
+def test_the_two_parts_one_after_the_other_are_the_network(layers: int, settings: dict) -> None:
+    common = {"network": "mlp", "observation_shape": (4,), "hidden": (), "dueling": False}
+    common |= {"scale": 1 / 255, "num_actions": 3, "layer_norm": True}
+    torch.manual_seed(0)
+    net = QNetwork(Architecture(**common | settings))
+    front, back = split(net)
+    assert len(front) == layers
+    obs = torch.randint(0, 256, (5, *(common | settings)["observation_shape"]), dtype=torch.uint8)
+    assert torch.equal(back(front(obs)), net(obs)[0].q_values)
+    ids = [id(p) for part in (front, back) for p in part.parameters()]
+    assert ids == [id(p) for p in net.parameters()]  # each has one range of the flat vector
+
+
+def test_the_loss_of_the_last_stage_by_hand() -> None:
+    q_values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    lesson = torch.tensor([[1.0, 5.0, 0.25], [0.0, 1.0, 0.75], [1.0, 99.0, 0.0]])
+    assert lesson_loss(q_values, lesson).item() == 0.25 * 4.5 + 0.75 * 2.0
+
+
+# Gradients
+
+
+def serve(task: Task, block: SharedBlock, meeting: Path) -> None:
+    """Worker 1."""
+    torch.set_num_threads(1)
+    store = task.store(block, 1)
+    stage = LastStage(task, FlatNetwork(task.network()), store, meeting)
+    while not store.leaving:
+        stage.serve(task.learning_rate(store.steps))
+
+
+def chain_task() -> Task:
+    settings = {"mode": "sync", "workers": 2, "model_parallel": True, "envs_per_worker": 3}
+    settings |= {"rollout_length": 5, "hidden": (16, 16), "dueling": True, "target_sync_steps": 60}
+    settings |= {"algorithm": "q-lambda", "double": True, "max_grad_norm": 1e-3}
+    config = Config.from_flat(settings)
+    spec = EnvSpec(ChainEnv, {}, (), 50)
+    info = envs.probe(spec)
+    return Task(config, spec, info, architecture.choose(config, info))
+
+
+def test_the_split_gradient_is_the_whole_one_and_one_update_follows(tmp_path) -> None:
+    """Full rollouts, and a short one as at the end of the budget."""
+    task, meeting = chain_task(), tmp_path / "meeting"
+    torch.manual_seed(0)
+    whole = FlatNetwork(task.network())
+    block = SharedBlock(task.sections(len(whole.vector)))
+    block["multipliers"][:] = 1.0
+    store, alone = task.store(block, 0), task.optimizer()
+    store.theta.copy_(whole.vector)
+    store.sync_target(0)
+    theta, state = whole.vector.clone(), list(torch.zeros(alone.rows, len(whole.vector)))
+    other = processes.context().Process(target=serve, args=(task, block, meeting), daemon=True)
+    other.start()
+    learner = FirstLearner(task, store, meeting)
+    try:
+        assert not meeting.exists()
+        learner.reset(0, 0)
+        for k, budget in enumerate((100, 100, 4, 100)):
+            learner._pull()
+            rollout = learner.collector.collect(learner.epsilon(0), budget, lambda count: None)
+            learned = learner._gradient(rollout)
+            split_gradient = learner.network.gradient.clone()
+            expected = Learner._gradient(learner, rollout)
+            gradient = learner.network.gradient
+            assert (gradient != 0).sum() > len(gradient) / 2
+            torch.testing.assert_close(split_gradient, gradient, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(learned, expected, rtol=1e-5, atol=1e-7)
+            # Cut by the norm of the whole, applied once.
+            alone.step(theta, gradient * 1e-3 / gradient.norm(), state, 1e-3, k)
+            learner.network.gradient.copy_(split_gradient)
+            learner._push(0, learned)
+            torch.testing.assert_close(store.theta, theta, rtol=1e-5, atol=1e-6)
+        store.control[WORKERS_STOP] = 1
+        store.push(None, 0.0)  # a round without a pass; both leave after it
+        other.join(20)
+        assert store.leaving and other.exitcode == 0 and store.updates == 4
+    finally:
+        distributed.destroy_process_group()
+        other.kill()
+
+
+# Real runs
+
+
+def test_a_run_makes_the_updates_of_serial_mode_and_meets_its_budget(tmp_path) -> None:
+    short = ("--steps", "805", "--max-grad-norm", "1", "--lr", "1e-3")
+    serial = ("--workers", "1", "--mode", "serial", "--envs-per-worker", "16", *PRESET[2:])
+    runs = [
+        Trainer(tmp_path / "a", *PRESET, *short),
+        Trainer(tmp_path / "b", *serial, *short),
+    ]
+    models = []
+    for trainer in runs:
+        code, _, err = trainer.finish()
+        assert code == 0, err
+        path = checkpoint.resolve(trainer.run, fall_back=False)
+        models.append(checkpoint.load(path).tensors["model"])
+    results = [trainer.result() for trainer in runs]
+    assert [result["steps"] for result in results] == [805, 805]
+    assert results[0]["updates"] == results[1]["updates"] > 10
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(
+            torch.from_numpy(tensor), torch.from_numpy(models[1][name]), rtol=1e-4, atol=1e-5
+        )
+
+
+def listening(pid: int) -> list[str]:
+    """Local addresses, in hex as the kernel has them, that a process listens on."""
+    sockets = {os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir() if f.is_symlink()}
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+    ]
+    return [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+
+
+def has_learned(trainer: Trainer) -> bool:
+    """Whether a report says so."""
+    rows = [row for path in trainer.folder.glob("*/*/metrics.csv") for row in path.open()]
+    return len(rows) > 1 and int(rows[-1].split(",")[0] or 0) > 0
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_broken_pipeline_ends_the_run_with_the_cause_and_it_resumes(tmp_path, blow) -> None:
+    trainer = Trainer(tmp_path, *PRESET, "--steps", "1000000", "--hang-timeout", "1")
+    trainer.wait_for(lambda: has_learned(trainer))
+    front, back = trainer.pids("worker")
+    for pid in (front, back):
+        assert listening(pid)
+        assert all(address.startswith("0100007F:") for address in listening(pid))
+    os.kill(back, blow)
+    code, _, err = trainer.finish(15)
+    assert code == 75, err
+    cause = "SIGKILL in " if blow is signal.SIGKILL else "no sign of life"
+    first = next(event for event in trainer.events() if event["event"] == "death")
+    assert first["role"] == "worker" and first["index"] == 1 and first["cause"].startswith(cause)
+    assert f"worker 1 failed once, given up ({cause}" in err
+    steps = trainer.result()["steps"]
+    assert steps > 0 and trainer.result()["restarts"] == 0
+    if blow is signal.SIGKILL:
+        again = Trainer(tmp_path, "--resume", str(trainer.run), "--steps", str(steps + 99))
+        code, _, err = again.finish()
+        assert code == 0, err
+        assert again.result()["steps"] == steps + 99
