@@ -37,6 +37,7 @@ def results(folder, workers: int) -> list[dict]:
     return [json.loads(path.read_text()) for path in found]
 
 
+@pytest.mark.timeout(300)  # four processes, one after another
 def test_the_table_says_what_the_runs_say(arguments, tmp_path, capsys) -> None:
     arguments += ["--workers", "1,4", "--seeds", "2", "--lr-rule", "sqrt", "--out", "out"]
     assert cli.main(arguments) == 0
