@@ -458,7 +458,7 @@ class Plain:
             (owner, name), [torch.zeros_like(theta) for _ in range(2)]
         )
         if rule == "momentum":
-            first.mul_(0.99).add_(0.01 * gradient)
+            first.mul_(0.9).add_(0.1 * gradient)
             theta -= lr * first
         elif rule == "shared-adam":
             first.mul_(0.9).add_(0.1 * gradient)
