@@ -86,18 +86,15 @@ def test_the_report_shows_results_failures_and_commands(finished):
     assert pictures == {"scores.png", "speed.png"} and (out / "report.html").is_file()
 
 
-def test_an_interrupted_call_is_taken_up_where_it_stopped(finished, tmp_path):
-    out = tmp_path / "copy"
-    shutil.copytree(finished[0], out)
-    (out / "report.html").unlink()
+def test_an_interrupted_call_is_taken_up_where_it_stopped(tmp_path):
+    out = tmp_path / "out"
     done, run = (out / f"runs/CartPole-v1/{GOOD}-s{seed}" for seed in (0, 1))
-    kept = (done / "result.json").read_bytes()
-    shutil.rmtree(run)
-    arguments = ("--methods", f"{GOOD},{BAD}", "--seeds", "2")
+    arguments = ("--methods", f"{GOOD},{BAD}", "--seeds", "2", "--steps", "20000")
     process = start(out, *arguments)
     deadline = time.monotonic() + 60
     while not (run / "config.json").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
+    kept = (done / "result.json").read_bytes()
     pid = int((run / ".lock").read_text())
     process.send_signal(signal.SIGINT)
     code, lines, err = finish(process)
