@@ -18,11 +18,12 @@ from async_dqn.options import Parser, parse_train
 from async_dqn.presets import resolve
 from async_dqn.run_folder import env_folder
 from async_dqn.settings import either
+from async_dqn.speedup import RULES, time_to_score
 
 WARM_UP_SECONDS = 2.0
 NEVER = 10**12  # steps
 DEFAULT_ENVS = ("CartPole-v1", "ALE/Pong-v5")
-LR_RULES = ("constant", "sqrt", "linear")
+LR_RULES = tuple(RULES)
 DEFAULTS = {
     "env": DEFAULT_ENVS,
     "workers": "1,2",
@@ -134,8 +135,6 @@ def scaling(argv: Sequence[str]) -> int:
 
 def _scores(env: str, given: Mapping[str, Any]) -> str:
     """The table of times to a score; its runs are kept below --out."""
-    from async_dqn.speedup import time_to_score
-
     one = {"mode": "serial", "simulate_workers": 1} if given["simulated"] else {}
     config, _ = resolve({**given["settings"], **one, "env": env})
     options = [f"--env={env}", *given["options"]]
@@ -157,11 +156,12 @@ def _table(env: str, runs: Mapping[int, Sequence[float]], seconds: float) -> str
     ]
     for count, speeds in runs.items():
         ratios = [speed / base for speed, base in zip(speeds, runs[first], strict=True)]
-        lines.append(f"| {count} | {_spread(speeds, ',.0f')} | {_spread(ratios, '.2f')} |")
+        lines.append(f"| {count} | {spread(speeds, ',.0f')} | {spread(ratios, '.2f')} |")
     return "\n".join([*lines, ""])
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def spread(values: Sequence[float], form: str) -> str:
+    """Median (smallest to largest)."""
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 

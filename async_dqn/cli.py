@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from async_dqn.config import SETTINGS, UserError
 from async_dqn.processes import THREAD_VARIABLES
-from async_dqn.settings import did_you_mean
+from async_dqn.settings import did_you_mean, one_line
 
 INTERRUPTED = 130
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(sys.argv[1:] if argv is None else list(argv))
     except UserError as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -37,11 +37,6 @@ def _say(text: str, end: str = "\n") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise UserError(f"cannot write to standard output: {error.strerror}") from None
-
-
-def _one_line(text: str) -> str:
-    """Control characters and stray bytes from user input as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -69,7 +64,9 @@ def train(argv: Sequence[str]) -> int:
     if given.pop("version", False):
         return _print_version()
     sources = given.pop("config", None), given.pop("preset", None)
-    auto = given.get("workers") == AUTO and bool(given.pop("workers"))
+    auto = given.get("workers") == AUTO
+    if auto:
+        del given["workers"]
     config, explicit = resolve(given, *sources)
     from async_dqn import envs  # imports gymnasium: only now
 

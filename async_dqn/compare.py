@@ -12,11 +12,9 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import async_dqn
 from async_dqn.comparisons import collect
 from async_dqn.config import SETTINGS, UserError
 from async_dqn.contenders import SHARED, Contender, contenders
@@ -24,7 +22,7 @@ from async_dqn.durable import replace_file
 from async_dqn.jobs import Job, make_all
 from async_dqn.options import Parser, parse_value
 from async_dqn.presets import resolve
-from async_dqn.recorder import LIBRARIES
+from async_dqn.recorder import versions
 from async_dqn.report import check_plotting, machine, write
 from async_dqn.results import PLAN, read_plan, run_name
 from async_dqn.run_folder import env_folder
@@ -100,8 +98,9 @@ def _plan(given: Mapping[str, Any], argv: Sequence[str]) -> tuple[dict[str, Any]
     shared = {"env": env} | {name: flat[name] for name in SHARED}
     labels = [label.strip() for label in given.get("methods", DEFAULT_METHODS).split(",")]
     methods = contenders(labels, shared, base.parallel.workers, extra)
+    installed = {name: version for name, version in versions().items() if version is not None}
     plan = {
-        "plan": {**shared, "workers": base.parallel.workers, "set": extra, **_versions()},
+        "plan": {**shared, "workers": base.parallel.workers, "set": extra, "versions": installed},
         "methods": {method.label: method.command for method in methods},
         "seeds": list(range(count)),
         "failures": {},
@@ -110,14 +109,6 @@ def _plan(given: Mapping[str, Any], argv: Sequence[str]) -> tuple[dict[str, Any]
         "begun": str(date.today()),
     }
     return plan, methods
-
-
-def _versions() -> dict[str, Any]:
-    versions = {"async_dqn": async_dqn.__version__, "python": sys.version.split()[0]}
-    for name in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return {"versions": versions}
 
 
 @contextlib.contextmanager

@@ -129,12 +129,6 @@ class Recorder:
         """Wall-clock seconds of the run, over all its sessions."""
         return self._base_wall_s + self.session_s
 
-    @property
-    def versions(self) -> dict[str, str | None]:
-        """Versions of Python, of this program and of the libraries (None: not installed)."""
-        own = {"python": platform.python_version(), "async_dqn": async_dqn.__version__}
-        return {**own, **{name: _version(name) for name in LIBRARIES}}
-
     def start(self) -> None:
         """Write config.json and the start event, and put up the progress display."""
         for leftover in self._folder.glob("*.tmp-*"):
@@ -146,7 +140,7 @@ class Recorder:
             {
                 "settings": self._config.to_dict(),
                 "environment": self._env_info,
-                "versions": self.versions,
+                "versions": versions(),
                 "git_revision": git_revision(),
             },
         )
@@ -286,6 +280,12 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, of this program and of the libraries (None: not installed)."""
+    own = {"python": platform.python_version(), "async_dqn": async_dqn.__version__}
+    return {**own, **{name: _version(name) for name in LIBRARIES}}
 
 
 def _version(name: str) -> str | None:

@@ -29,7 +29,7 @@ from async_dqn.parameters import (
     flat_vector,
     named_tensors,
 )
-from async_dqn.recorder import Recorder
+from async_dqn.recorder import Recorder, versions
 from async_dqn.reports import Callback, Reporter
 from async_dqn.run_folder import RunFolder
 from async_dqn.task import Task
@@ -224,7 +224,7 @@ class Run:
             "config": self.task.config.to_dict(),
             "env_info": asdict(self.task.info),
             "architecture": asdict(self.task.architecture),
-            "versions": self.recorder.versions,
+            "versions": versions(),
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:

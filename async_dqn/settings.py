@@ -162,6 +162,11 @@ def show(value: Any) -> str:
     return text if len(text) <= 80 else text[:76] + "..." + text[-1]
 
 
+def one_line(text: str) -> str:
+    """Control characters and stray bytes from user input as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def either(names: Iterable[str]) -> str:
     """`a, b or c`."""
     *first, last = names

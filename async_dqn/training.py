@@ -107,7 +107,7 @@ def train(
         except UserError:
             raise
         except Exception as error:
-            raise _failed(folder, recorder, error) from error
+            raise failed(folder, recorder, error) from error
 
 
 def _simulated(
@@ -145,7 +145,8 @@ class RunFailed(UserError):
     exit_code = 1
 
 
-def _failed(folder: RunFolder, recorder: Recorder, error: Exception) -> RunFailed:
+def failed(folder: RunFolder, recorder: Recorder, error: Exception) -> RunFailed:
+    """Write down that the run failed, and return the error to raise, in one line."""
     log = folder.logs / "supervisor.log"
     log.write_text(traceback.format_exc())
     cause = f"{type(error).__name__}: {error}"

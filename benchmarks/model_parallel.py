@@ -8,8 +8,6 @@ in turn on the same numbers, CartPole's four inputs and two actions. Nothing els
 """
 
 import os
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,13 +21,14 @@ import torch
 from torch import distributed
 
 from async_dqn import architecture, envs, processes
+from async_dqn.bench import spread
 from async_dqn.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.memory import SharedBlock
 from async_dqn.parameters import WORKERS_STOP, FlatNetwork
 from async_dqn.pipeline import MICROBATCHES, FirstStage, LastStage, lesson_loss, split
 from async_dqn.task import Task
-from benchmarks.scores import RESULTS, machine
+from benchmarks.scores import rows_of
 
 SIZES, BATCHES = ("128x2", "512x2", "2048x2", "2048x4", "4096x4"), (64, 1024)
 REPETITIONS, SECONDS = 7, 0.5  # of each way, at least one update long
@@ -118,25 +117,16 @@ def row(size: str, batch: int, folder: Path) -> str:
     distributed.destroy_process_group()
     one, two = times.values()
     speedup = [a / b for a, b in zip(one, two)]
-    cells = [spread(one), spread(two), spread(speedup)]
-    print(size, batch, *cells, sep="  ", flush=True)
+    cells = [spread(values, ".3g") for values in (one, two, speedup)]
     sizes = [sum(p.numel() for p in end.parameters()) for end in split(network.net)]
     share = f"{100 * sizes[0] / sum(sizes):.0f} %"
     return f"| {size} | {sum(sizes):,} | {share} | {batch} | {' | '.join(cells)} |"
 
 
-def spread(values: list[float]) -> str:
-    """Median (smallest to largest)."""
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-
-
 def main() -> None:
     """Measure the sizes named on the command line; without any, write the table."""
     torch.set_num_threads(1)
-    names = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [row(size, batch, Path(folder)) for size in names or SIZES for batch in BATCHES]
-    lines = [
+    head = (
         "# Model parallel: one update in one process and over two",
         "",
         "`python -m benchmarks.model_parallel`: an update (copy the parameters, forward, loss, "
@@ -145,17 +135,14 @@ def main() -> None:
         "(least to most). In front: the share of the parameters that the best cut leaves to the "
         "first process; a pipeline wants 50 %. Above 1 in the last column two processes are "
         "faster; they cannot be above 2.",
-        "",
-        machine(),
-        "",
         "| hidden | parameters | in front | batch | one process, ms | two, ms | one / two |",
-        "|---|---|---|---|---|---|---|",
-        *rows,
-        "",
-    ]
-    print("\n".join(lines))
-    if not names:
-        Path(RESULTS / "model_parallel.md").write_text("\n".join(lines))
+    )
+    with tempfile.TemporaryDirectory() as folder:
+
+        def rows(size: str) -> str:
+            return "\n".join(row(size, batch, Path(folder)) for batch in BATCHES)
+
+        rows_of(SIZES, rows, "model_parallel.md", head)
 
 
 if __name__ == "__main__":

@@ -181,13 +181,12 @@ def machine() -> str:
     """The machine, the day and the commit, for a table."""
     import torch
 
-    text = Path("/proc/cpuinfo").read_text()
-    model = next(line.split(":")[1].strip() for line in text.splitlines() if "model name" in line)
-    cores = len(os.sched_getaffinity(0))
+    from async_dqn import report
+
     versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}"
     command = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return f"{model}, {cores} cores, {versions}; {date.today()}, commit {commit}."
+    return f"{report.machine()}, {versions}; {date.today()}, commit {commit}."
 
 
 def main() -> None:

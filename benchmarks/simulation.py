@@ -9,19 +9,16 @@ one or the other first; evaluation and checkpoints off. Nothing else may run mea
 
 import json
 import os
-import statistics
-import sys
 import tempfile
-from pathlib import Path
 
 from async_dqn.processes import THREAD_VARIABLES
 
 os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before torch is imported
 
 from async_dqn import training
-from async_dqn.bench import NEVER, throughput
+from async_dqn.bench import NEVER, spread, throughput
 from async_dqn.presets import resolve
-from benchmarks.scores import RESULTS, machine
+from benchmarks.scores import rows_of
 
 ENV = "CartPole-v1"
 WORKERS, PAIRS = (1, 2), 5
@@ -69,32 +66,17 @@ def real(env: str, workers: int) -> float:
     return throughput({"env": env, "workers": workers}, REAL_SECONDS)
 
 
-def spread(values, form: str) -> str:
-    """Median (smallest to largest)."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
 def main() -> None:
     """Measure the environments named on the command line; without any, write the table."""
-    names = sys.argv[1:]
-    rows = [row(env, workers) for env in names or [ENV] for workers in WORKERS]
-    lines = [
+    head = (
         "# Simulated against real workers",
         "",
         f"`python -m benchmarks.simulation`: {PAIRS} alternating pairs at each number of workers. "
         "Simulated: steps per second of the virtual clock, times measured anew in every pair; "
         f"real: `--mode async` over {REAL_SECONDS:g} s after a warm-up. Median (least to most).",
-        "",
-        machine(),
-        "",
         "| environment | workers | simulated steps/s | real steps/s | simulated / real |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-    ]
-    print("\n".join(lines))
-    if not names:
-        Path(RESULTS / "simulation.md").write_text("\n".join(lines))
+    )
+    rows_of([ENV], lambda env: "\n".join(row(env, n) for n in WORKERS), "simulation.md", head)
 
 
 if __name__ == "__main__":

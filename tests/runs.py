@@ -56,6 +56,11 @@ class Trainer:
             time.sleep(0.02)
         raise AssertionError("the condition did not come true")
 
+    def has_learned(self) -> bool:
+        """Whether a report says so."""
+        rows = [row for path in self.folder.glob("*/*/metrics.csv") for row in path.open()]
+        return len(rows) > 1 and int(rows[-1].split(",")[0] or 0) > 0
+
     def wait_until_learning(self) -> None:
         """Wait until the first evaluation was written: workers and evaluator are all at work."""
         self.wait_for(lambda: any(e["event"] == "evaluation" for e in self.events()))

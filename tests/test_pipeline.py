@@ -156,16 +156,10 @@ def listening(pid: int) -> list[str]:
     return [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
 
 
-def has_learned(trainer: Trainer) -> bool:
-    """Whether a report says so."""
-    rows = [row for path in trainer.folder.glob("*/*/metrics.csv") for row in path.open()]
-    return len(rows) > 1 and int(rows[-1].split(",")[0] or 0) > 0
-
-
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_broken_pipeline_ends_the_run_with_the_cause_and_it_resumes(tmp_path, blow) -> None:
     trainer = Trainer(tmp_path, *PRESET, "--steps", "1000000", "--hang-timeout", "1")
-    trainer.wait_for(lambda: has_learned(trainer))
+    trainer.wait_for(trainer.has_learned)
     front, back = trainer.pids("worker")
     for pid in (front, back):
         assert listening(pid)

@@ -254,16 +254,10 @@ def test_a_run_is_reproducible_and_meets_its_budget(tmp_path, average) -> None:
     assert 6001 / 40 <= result["updates"] <= 6001 / 40 * 1.2  # CartPole's resets take a step each
 
 
-def has_learned(trainer: Trainer) -> bool:
-    """Whether a report says so."""
-    rows = [row for path in trainer.folder.glob("*/*/metrics.csv") for row in path.open()]
-    return len(rows) > 1 and int(rows[-1].split(",")[0] or 0) > 0
-
-
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_dies_or_hangs_is_replaced(tmp_path, blow) -> None:
     trainer = Trainer(tmp_path, *SYNC, "--steps", "120000", "--hang-timeout", "1")
-    trainer.wait_for(lambda: has_learned(trainer))
+    trainer.wait_for(trainer.has_learned)
     os.kill(trainer.pids("worker")[1], blow)
     code, _, err = trainer.finish()
     assert code == 0, err

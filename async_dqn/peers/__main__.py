@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from async_dqn.config import SETTINGS, Config, UserError
+from async_dqn.contenders import PEERS
 from async_dqn.options import Parser, parse_value
 from async_dqn.presets import resolve
 from async_dqn.processes import THREAD_VARIABLES
-from async_dqn.settings import did_you_mean, either
+from async_dqn.settings import did_you_mean, either, one_line
 
-PEERS = ("sb3-dqn",)
-PACKAGE, MODULE = "stable-baselines3", "stable_baselines3"
+PACKAGE = "stable-baselines3"
 # The settings that a peer shares with our methods.
 SHARED = (
     *("env", "env_arg", "import_modules", "max_episode_steps", "action_bins"),
@@ -41,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(sys.argv[1:] if argv is None else list(argv))
     except UserError as error:
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -63,7 +61,7 @@ def _main(argv: list[str]) -> int:
         for key, text in texts.items()
     }
     config, _ = resolve(given)
-    if importlib.util.find_spec(MODULE) is None:
+    if importlib.util.find_spec(PEERS[name]) is None:
         raise UserError(f'{name} needs {PACKAGE}; pip install "async_dqn[peers]"')
     return train(name, config)
 
@@ -133,6 +131,7 @@ def train(name: str, config: Config) -> int:
     from async_dqn.recorder import Recorder
     from async_dqn.signals import StopSignals
     from async_dqn.task import Task
+    from async_dqn.training import failed
 
     threads = config.parallel.workers if published.threaded else 1
     torch.set_num_threads(threads)
@@ -150,7 +149,7 @@ def train(name: str, config: Config) -> int:
             try:
                 sb3.PeerRun(task, sb3.build(task, published), recorder, signals).run()
             except Exception as error:
-                raise _failed(folder, recorder, error) from error
+                raise failed(folder, recorder, error) from error
         return signals.exit_code
 
 
@@ -187,17 +186,6 @@ def _add_peer(path: Path, peer: Mapping[str, Any]) -> None:
     config["peer"] = peer
     config["versions"][PACKAGE] = metadata.version(PACKAGE)
     replace_file(path, f"{json.dumps(config, indent=2)}\n".encode())
-
-
-def _failed(folder: Any, recorder: Any, error: Exception) -> UserError:
-    """Write down that the run failed; the error to raise, in one line."""
-    from async_dqn.training import RunFailed
-
-    log, cause = folder.logs / "supervisor.log", f"{type(error).__name__}: {error}"
-    log.write_text(traceback.format_exc())
-    recorder.event("stop", cause=cause)
-    recorder.result({"status": "failed", "wall_s": recorder.wall_s})
-    return RunFailed(f"the run failed ({cause}); see {log}")
 
 
 if __name__ == "__main__":
