@@ -60,7 +60,7 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
         "--methods",
         metavar="NAME,NAME,...",
         help="<mode>-<algorithm>, a preset for any environment, or sb3-dqn; further options after "
-        f'a colon: "async-q-lambda:--lam 0.8" (default: {DEFAULT_METHODS})',
+        f'a colon: "pqn:--lam 0.8", "sb3-dqn:--steps 100_000" (default: {DEFAULT_METHODS})',
     )
     parser.add_argument("--seeds", metavar="N", help="seeds 0 to N - 1 of each (default: 5)")
     parser.add_argument("--workers", metavar="N", help="of each (default: the usable cores)")

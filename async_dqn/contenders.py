@@ -1,12 +1,13 @@
 """What `compare` can put side by side: names of methods, and the command that runs each.
 
 A method is `<mode>-<algorithm>`, or a preset for no environment in particular, or a peer from
-another library. Further options may follow a colon, as in "async-q-lambda:--lam 0.8".
+another library. Further options may follow a colon, as in "async-q-lambda:--lam 0.8"; a peer
+takes only a budget of its own there, as in "sb3-dqn:--steps 100_000".
 """
 
 import importlib.util
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from async_dqn.settings import did_you_mean, either, show
 PEERS = {"sb3-dqn": "stable_baselines3"}
 # Settings that are the same for all methods, or that `compare` gives to each run.
 SHARED = ("steps", "stop_at_return", "eval_every", "eval_episodes")
-OWN = {"env", *SHARED, "seed", "runs_dir", "run_name", "resume", "version"}
+COMMON = {"env", *SHARED, "seed", "runs_dir", "run_name", "resume", "version"}
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,15 @@ def contenders(
     found = []
     for label in labels:
         name, _, options = label.partition(":")
+        own = _split(label, options)
+        settings = _settings(own, f"method {label}", COMMON - {"steps"})
         if name in PEERS:
-            _check_peer(name, options)
-            arguments = (name, *common, f"--workers={workers}", *environment)
+            _check_peer(label, settings)
+            arguments = (name, *common, f"--workers={workers}", *environment, *own)
             found.append(Contender(label, "async_dqn.peers", arguments, is_peer=True))
             continue
-        chosen = _choice(name)
-        own = [] if _fixes_workers(name, shared.get("env")) else [f"--workers={workers}"]
-        options_of_its_own = _split(label, options)
-        _settings(options_of_its_own, f"method {label}")
-        arguments = ("train", *chosen, *common, *own, *extra, *options_of_its_own)
+        count = [] if _fixes_workers(name, shared.get("env")) else [f"--workers={workers}"]
+        arguments = ("train", *_choice(name), *common, *count, *extra, *own)
         _check(label, arguments[1:])
         found.append(Contender(label, "async_dqn", arguments))
     return found
@@ -123,13 +123,13 @@ def _split(label: str, options: str) -> list[str]:
         raise UserError(f"method {show(label)}: {error}") from None
 
 
-def _settings(words: Sequence[str], where: str) -> dict[str, Any]:
+def _settings(words: Sequence[str], where: str, refused: Set[str] = COMMON) -> dict[str, Any]:
     """The settings in `words`; refuses those that are the same for all methods."""
     try:
         given = parse_train(words)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    for name in given.keys() & OWN:
+    for name in given.keys() & refused:
         option = SETTINGS[name].option if name in SETTINGS else f"--{name}"
         raise UserError(f"{where}: {option} is not a method's own; give it to compare, or drop it")
     return given
@@ -153,8 +153,9 @@ def _is_of_environment(word: str) -> bool:
     )
 
 
-def _check_peer(name: str, options: str) -> None:
-    if options:
-        raise UserError(f"{name} has its own settings; drop {show(options)}")
+def _check_peer(label: str, settings: Mapping[str, Any]) -> None:
+    name, _, options = label.partition(":")
+    if settings.keys() - {"steps"}:
+        raise UserError(f"{name} has its own settings, but for --steps; drop {show(options)}")
     if importlib.util.find_spec(PEERS[name]) is None:
         raise UserError(f"{name} needs a package; pip install -c constraints.txt -e '.[peers]'")

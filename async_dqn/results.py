@@ -178,7 +178,7 @@ def read_run(folder: Path) -> RunResult:
     if final is None and len(curve["mean"]):
         final = float(curve["mean"][-1])
     peer, own = _peer(config.get("peer"))
-    settings |= {f"peer.{name}": value for name, value in own.items()}
+    settings |= own
     versions = config.get("versions")
     return RunResult(
         env=env,
@@ -201,7 +201,10 @@ def _peer(stored: Any) -> tuple[str | None, dict[str, Any]]:
     if not isinstance(stored, dict) or not stored.get("name"):
         return None, {}
     own = stored.get("settings")
-    return str(stored["name"]), own if isinstance(own, dict) else {}
+    settings = {f"peer.{key}": value for key, value in own.items()} if isinstance(own, dict) else {}
+    if isinstance(threads := stored.get("threads"), int):
+        settings["parallel.workers"] = threads  # what it really used
+    return str(stored["name"]), settings
 
 
 def _reached(

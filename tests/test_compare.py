@@ -14,6 +14,7 @@ import pytest
 
 from async_dqn import cli, contenders, presets
 from async_dqn.config import SETTINGS
+from async_dqn.options import parse_train
 from runs import ROOT, is_alive
 
 GOOD = "serial-one-step-q"
@@ -168,7 +169,7 @@ MISTAKES = [
     ("method async-a3c:--lam 0.5: --lam", "async-a3c:--lam 0.5"),
     ("method async-a3c:--seed 3: --seed is not a method's own", "async-a3c:--seed 3"),
     ("method 'async-a3c:--lr \"1': No closing quotation", 'async-a3c:--lr "1'),
-    ("sb3-dqn has its own settings; drop '--lr 1'", "sb3-dqn:--lr 1"),
+    ("sb3-dqn has its own settings, but for --steps; drop '--lr 1'", "sb3-dqn:--lr 1"),
 ]
 
 
@@ -231,6 +232,15 @@ def test_peers_take_what_is_said_of_the_environment_and_no_more():
     common = ("--env=CartPole-v1", "--steps=9", "--workers=2")
     assert peer.arguments == ("sb3-dqn", *common, "--max-episode-steps=50")
     assert set(extra) < set(ours.arguments)
+
+
+def test_a_method_may_have_a_budget_of_its_own():
+    pytest.importorskip("stable_baselines3")
+    labels = ["sb3-dqn:--steps 5_000", "dqn:--steps 7_000", "pqn"]
+    for found, steps in zip(contenders.contenders(labels, {"steps": 9}, 1, []), (5000, 7000, 9)):
+        words = [word for word in found.arguments if word != "sb3-dqn"]
+        given = parse_train(words[1:] if words[0] == "train" else words)
+        assert given["steps"] == steps
 
 
 def test_no_torch_beside_the_runs():

@@ -271,7 +271,7 @@ def test_usable_cores_respect_quota(tmp_path, monkeypatch, cgroup, files, cores)
 def test_a_preset_for_no_environment_has_tables_for_some() -> None:
     here, _ = presets.resolve({"env": "CartPole-v1"}, None, "dqn")
     there, _ = presets.resolve({"env": "LunarLander-v3"}, None, "dqn")
-    assert (here.parallel.epochs, there.parallel.epochs) == (128, 4)
+    assert (here.optimizer.lr, there.optimizer.lr) == (2.3e-3, 6.3e-4)
     assert here.parallel.mode == there.parallel.mode == "serial"
     own, _ = presets.resolve({"env": "CartPole-v1"})
     assert (here.evaluation.eval_episodes, own.parallel.mode) == (100, "async")  # laid over its own

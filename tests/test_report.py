@@ -201,14 +201,15 @@ def test_peers_are_named_and_their_advantage_is_said(tmp_path):
     for k, rate in enumerate([1e-3, 1e-3, 2e-3]):
         run = write_run(tmp_path / str(k), solved(10_000), reached=True, seed=k)
         config = json.loads((run / "config.json").read_text())
-        config["peer"] = {"name": "sb3-dqn", "settings": {"learning_rate": rate}}
+        config["peer"] = {"name": "sb3-dqn", "settings": {"learning_rate": rate}, "threads": 7}
         (run / "config.json").write_text(json.dumps(config))
     cli.main(["report", str(tmp_path)])
     assert set(rows(tmp_path)) == {
         "sb3-dqn, learning_rate 0.001",
         "sb3-dqn, learning_rate 0.002",
     }
-    assert "evaluating a peer is not counted" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "evaluating a peer is not counted" in text and "workers: 7" in text
 
 
 def test_one_section_per_environment_and_differing_thresholds(tmp_path, capsys):
