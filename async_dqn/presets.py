@@ -5,7 +5,7 @@ line. A table `[per-algorithm.a3c.optimizer]` of a preset holds where a3c is cho
 `[per-recurrent.true.parallel]` where --recurrent is. A preset is found by name or by environment
 id: one that names the id, else one with a pattern for its family (`ALE/*`), else none. A preset for
 no environment in particular is laid over that of the environment, and may have tables for some
-(`[per-env.CartPole-v1.optimizer]`).
+(`[per-env.CartPole-v1.optimizer]`, `[per-env."MinAtar/*".optimizer]`).
 """
 
 import fnmatch
@@ -46,8 +46,13 @@ class Preset:
     def for_choices(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Its settings where those in `chosen` are given."""
         values = {**self.settings, **chosen}
-        known = {name: _key(values[name]) for name in self.tables.keys() & values.keys()}
-        return merge(self.settings, *(self.tables[n].get(value, {}) for n, value in known.items()))
+        fitting = (
+            table
+            for name, tables in self.tables.items()
+            for pattern, table in tables.items()
+            if name in values and fnmatch.fnmatchcase(_key(values[name]), pattern)
+        )
+        return merge(self.settings, *fitting)
 
 
 def _key(value: Any) -> str:

@@ -277,3 +277,5 @@ def test_a_preset_for_no_environment_has_tables_for_some() -> None:
     assert (here.evaluation.eval_episodes, own.parallel.mode) == (100, "async")  # laid over its own
     typed, _ = presets.resolve({"env": "CartPole-v1", "epochs": 3}, None, "dqn")
     assert typed.parallel.epochs == 3
+    game, _ = presets.resolve({"env": "MinAtar/Freeway-v1"}, None, "dqn")
+    assert game.replay.replay_start == 5_000  # from its table for MinAtar/*
