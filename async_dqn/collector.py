@@ -20,7 +20,7 @@ from async_dqn.networks import restarted
 from async_dqn.rollout import Rollout
 
 # Each takes up to 40 bytes of a record, which must fit into one write to the pipe.
-EPISODES_KEPT = (RECORD_BYTES - 300) // 40
+EPISODES_KEPT = (RECORD_BYTES - 1000) // 40
 
 
 class Collector:

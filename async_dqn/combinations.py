@@ -149,6 +149,10 @@ RULES = (
         lambda c: c.parallel.model_parallel and c.network.network == "linear",
         "--model-parallel needs a layer for each of two processes; drop --network linear",
     ),
+    Rule(
+        lambda c: c.parallel.min_workers > c.parallel.workers,
+        "--min-workers are of those that --workers counts; choose at most as many",
+    ),
 )
 
 # Settings that do nothing unless another has a certain value.
@@ -158,6 +162,7 @@ ACTS_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "staleness_scaling": ("mode", ("async", "serial")),
     "max_staleness": ("mode", ("async", "serial")),
     "hang_timeout": ("mode", ("async", "sync")),
+    "min_workers": ("mode", ("async",)),
     "lam": ("algorithm", ("q-lambda",)),
     "trace": ("algorithm", ("q-lambda",)),
     "entropy_weight": ("algorithm", ("a3c",)),

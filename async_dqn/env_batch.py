@@ -4,9 +4,10 @@ gymnasium's vectorised CartPole resets an ended environment in the NEXT step (a 
 and our own loop in the SAME step (the true last observation travels in `final_obs`). `EnvBatch`
 says which and hides the rest: seeds, the layout of `final_obs`, rewards clipped for learning but
 scored in full, lost lives of Atari that end a return but not a game. A reward or observation that
-is not finite goes no further: its environment is built anew.
+is not finite goes no further, nor does an exception: the environment is built anew.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,12 @@ from async_dqn.env_spec import EnvInfo
 from async_dqn.loop_env import LoopVectorEnv
 
 SEED_LIMIT = 2**31  # ale-py takes int32 seeds, numpy's RandomState (MinAtar) 32 bits
-MAX_REBUILDS = 3  # in a row, for a first observation that is finite
+MAX_REBUILDS = 3  # in a row, for a sound first observation
+Failures = dict[int, Exception]  # by row
+
+
+class NotFinite(Exception):
+    """A reward or an observation was not."""
 
 
 class Step(NamedTuple):
@@ -28,9 +34,9 @@ class Step(NamedTuple):
     Atari training, `ended` means that the episode is over and its return complete. `final_obs`
     [K, ...] holds the true last observations of `final_rows` [K], whose `obs` is the first one of
     the next episode. `dummy` rows only reset: no transition, nothing to count. `faulty` rows are
-    dummies too: their reward or observation was not finite, or their environment was built anew
-    with one whose was; the transition and the rest of the episode are lost (flags False, reward and
-    score 0), `obs` starts a new one, and a return must not run across.
+    dummies too: their environment failed, or was built anew with one that did; the transition and
+    the rest of the episode are lost (flags False, reward and score 0), `obs` starts a new one, and
+    a return must not run across.
     """
 
     obs: np.ndarray  # [B, ...] uint8 or float32
@@ -50,7 +56,7 @@ class EnvBatch:
 
     `next_step` tells the autoreset mode: True means that the step after an end is a dummy.
     `make` builds the vector environment anew after a fault; without it, a reset must do.
-    `rebuilds` counts how often that happened.
+    `rebuilds` counts how often that happened; `fault` is what was wrong the last time.
     """
 
     def __init__(
@@ -61,9 +67,11 @@ class EnvBatch:
         self.num_envs = vector.num_envs
         self.next_step = vector.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
         self.rebuilds = 0
+        self.fault: Exception = NotFinite("nothing was wrong yet")
         self._make = make
         self._bytes = info.dtype == "uint8"  # these are always finite
         self._none = np.zeros(self.num_envs, np.bool_)
+        self._all = np.arange(self.num_envs)
         self._dummy = self._none
         self._no_rows = np.zeros(0, np.int64)
         self._no_finals = np.zeros((0, *info.observation_shape), info.dtype)
@@ -71,20 +79,23 @@ class EnvBatch:
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """Start new episodes everywhere, one seed per environment; the observations [B, ...].
 
-        Raises RuntimeError if first observations are not finite, however often built anew.
+        Raises RuntimeError if environments cannot begin, however often built anew.
         """
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
         self._seeds = [int(seed) for seed in seeds]
-        obs = self._begin()
-        return obs if self._sound(obs) else self._restart(np.flatnonzero(_not_finite(obs)))[1]
+        obs, bad = self._attempt(self._begin)
+        return self._restart(bad)[1] if bad.size else obs
 
     def step(self, actions: np.ndarray) -> Step:
         """Take actions int64 [B] from 0..num_actions-1.
 
-        Whatever an environment raises passes through; the batch must then be made anew.
+        Raises RuntimeError if environments cannot begin again, however often built anew.
         """
-        observations, scores, terminated, truncated, infos = self.vector.step(actions)
+        try:
+            observations, scores, terminated, truncated, infos = self.vector.step(actions)
+        except Exception as error:
+            return self._mended(self._nothing(), dict.fromkeys(self._all, error))
         ended = self._ended(terminated, truncated, infos)
         dummy, rows, finals = self._none, self._no_rows, self._no_finals
         if self.next_step:
@@ -104,8 +115,9 @@ class EnvBatch:
             finals,
             self._none,
         )
+        failed = infos.get("failed")
         sound = _finite(step.rewards) and self._sound(step.obs) and self._sound(finals)
-        return step if sound else self._mended(step)
+        return step if sound and not failed else self._mended(step, failed or {})
 
     def starts(self, step: Step) -> np.ndarray:
         """Rows [B] bool whose `obs` is the first one of an episode."""
@@ -118,21 +130,45 @@ class EnvBatch:
         """Free the environments; safe to call twice."""
         self.vector.close()
 
-    def _begin(self) -> np.ndarray:
-        """Reset all with the seeds they have now; the observations [B, ...]."""
+    def _begin(self) -> tuple[np.ndarray, Failures]:
+        """Reset all with the seeds they have now; the observations [B, ...], and who failed."""
         self._dummy = self._none
         observations, infos = self.vector.reset(seed=self._seed(self._seeds))
         self._started(infos)
-        return np.asarray(observations, self.info.dtype)
+        return np.asarray(observations, self.info.dtype), infos.get("failed", {})
+
+    def _attempt(self, begin: Callable) -> tuple[np.ndarray, np.ndarray]:
+        """First observations [B, ...], and the rows [K] that have none to go on from."""
+        try:
+            obs, failed = begin()
+        except Exception as error:
+            self.fault = error
+            return self._nothing().obs, self._all
+        bad = self._none if self._sound(obs) else _not_finite(obs)
+        return obs, self._noted(bad, failed, "the first observation of an episode")
+
+    def _nothing(self) -> Step:
+        """A step of which nothing is known."""
+        obs = np.zeros((self.num_envs, *self.info.observation_shape), self.info.dtype)
+        zeros, flags = np.zeros(self.num_envs, np.float32), [self._none] * 4
+        return Step(obs, zeros, zeros, *flags, self._no_rows, self._no_finals, self._none)
+
+    def _noted(self, bad: np.ndarray, failed: Failures, what: str) -> np.ndarray:
+        """The rows [K] that are `bad` [B] or raised; keeps the reason."""
+        if bad.any():
+            self.fault = NotFinite(f"{what} was not finite")
+        if failed:
+            *_, self.fault = failed.values()
+        return np.union1d(np.flatnonzero(bad), list(failed)).astype(np.int64)
 
     def _sound(self, observations: np.ndarray) -> bool:
         return self._bytes or not len(observations) or _finite(observations)
 
-    def _mended(self, step: Step) -> Step:
-        """The step without what was not finite, its environments built anew."""
+    def _mended(self, step: Step, failed: Failures) -> Step:
+        """The step without what was wrong, its environments built anew."""
         bad = ~np.isfinite(step.rewards) | _not_finite(step.obs)
         bad[step.final_rows[_not_finite(step.final_obs)]] = True
-        rows, obs = self._restart(np.flatnonzero(bad))
+        rows, obs = self._restart(self._noted(bad, failed, "a reward or an observation"))
         faulty = self._none.copy()
         faulty[rows] = True
         keep = ~faulty[step.final_rows]
@@ -153,24 +189,25 @@ class EnvBatch:
         """Build `rows` anew; the rows that begin again, and all observations [B, ...]."""
         begun = rows = self._together(rows)
         for _ in range(MAX_REBUILDS):
-            obs = self._rebuild(rows)
-            if self._sound(obs):
+            obs, bad = self._attempt(lambda rows=rows: self._rebuild(rows))
+            if not bad.size:
                 return begun, obs
-            rows = self._together(np.flatnonzero(_not_finite(obs)))
+            rows = self._together(bad)
         raise RuntimeError(
-            f"the first observation of an episode was not finite, {MAX_REBUILDS} times in a row "
-            "after building the environment anew; correct its reset"
+            f"an episode could not begin, {MAX_REBUILDS} times in a row after building the "
+            f"environment anew ({type(self.fault).__name__}: {self.fault}); correct its reset"
         )
 
     def _together(self, rows: np.ndarray) -> np.ndarray:
         """The rows that are built anew with `rows`: all of them here."""
-        return np.arange(self.num_envs)
+        return self._all
 
-    def _rebuild(self, rows: np.ndarray) -> np.ndarray:
-        """Make `rows` anew and reset them with fresh seeds; all observations [B, ...]."""
+    def _rebuild(self, rows: np.ndarray) -> tuple[np.ndarray, Failures]:
+        """Make `rows` anew and reset them with fresh seeds; as `_begin`."""
         self.rebuilds += 1
         if self._make is not None:
-            self.vector.close()
+            with contextlib.suppress(Exception):  # it has failed
+                self.vector.close()
             self.vector = self._make()
         self._seeds = [_next_seed(seed) for seed in self._seeds]
         return self._begin()
@@ -199,13 +236,17 @@ class LoopBatch(EnvBatch):
     def _together(self, rows: np.ndarray) -> np.ndarray:
         return rows
 
-    def _rebuild(self, rows: np.ndarray) -> np.ndarray:
+    def _rebuild(self, rows: np.ndarray) -> tuple[np.ndarray, Failures]:
         self.rebuilds += len(rows)
+        failed: Failures = {}
         for row in rows.tolist():
             self._seeds[row] = _next_seed(self._seeds[row])
-            env = self.vector.envs[row] if self._make is None else self._make()
-            self.vector.replace(row, env, self._seeds[row] % SEED_LIMIT)
-        return self.vector.observations
+            try:
+                env = self.vector.envs[row] if self._make is None else self._make()
+                self.vector.replace(row, env, self._seeds[row] % SEED_LIMIT)
+            except Exception as error:
+                failed[row] = error
+        return self.vector.observations, failed
 
     def _seed(self, seeds: list[int]) -> list[int]:
         return [seed % SEED_LIMIT for seed in seeds]

@@ -15,7 +15,14 @@ from gymnasium.vector import AutoresetMode
 
 from async_dqn.actions import action_mapping, numbered
 from async_dqn.config import UserError
-from async_dqn.env_batch import AtariBatch, AtariTrainingBatch, EnvBatch, LoopBatch, Step
+from async_dqn.env_batch import (
+    AtariBatch,
+    AtariTrainingBatch,
+    EnvBatch,
+    LoopBatch,
+    NotFinite,
+    Step,
+)
 from async_dqn.env_spec import (
     EnvInfo,
     EnvSpec,
@@ -67,6 +74,8 @@ def probe(spec: EnvSpec) -> EnvInfo:
                 _check_interface(env)
             batch.reset([0])
             batch.step(np.zeros(1, np.int64))
+            if not isinstance(batch.fault, NotFinite):
+                raise batch.fault
     finally:
         batch.close()
     return batch.info

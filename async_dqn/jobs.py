@@ -47,7 +47,12 @@ def make_all(jobs: Sequence[Job], failures: dict[str, str], save: Callable[[], N
     """
     seconds: dict[str, list[float]] = {}
     running: list[subprocess.Popen] = []
-    with StopSignals(lambda: [p.send_signal(signal.SIGINT) for p in running]) as signals:
+
+    def pass_on(number: signal.Signals) -> None:
+        for process in running:  # which passes a Ctrl-Z on in its turn
+            process.send_signal(signal.SIGTSTP if number == signal.SIGSTOP else number)
+
+    with StopSignals(lambda: pass_on(signal.SIGINT), pass_on) as signals:
         for number, job in enumerate(jobs, 1):
             result, note = _result(job), "kept"
             if result is None:

@@ -17,6 +17,7 @@ from async_dqn.parameters import (
     ENV_ERRORS,
     ENV_STEP,
     EPISODES,
+    FAILING,
     HEARTBEAT_NS,
     LEARNING,
     PHASE,
@@ -26,7 +27,11 @@ from async_dqn.parameters import (
     ParameterStore,
 )
 from async_dqn.rollout import Rollout
+from async_dqn.settings import one_line
 from async_dqn.task import NOISE, REPLAY, TRAINING, Task
+
+MAX_FAULTS, GOOD_STEPS = 100, 1000  # of environments in a row; what ends the row
+FAULT_LENGTH = 120  # characters; a record must fit into one write to the pipe
 
 
 class Learner:
@@ -41,6 +46,12 @@ class Learner:
         self.algorithm = build_algorithm(config)
         self.exploration = task.exploration.of(index, config.parallel.envs_per_worker)
         self.envs = make_vector(task.spec, config.parallel.envs_per_worker, training=True)
+        seen, known = (
+            f"{info.num_actions} actions and observations of {info.observation_shape}"
+            for info in (self.envs.info, task.info)
+        )
+        if seen != known:
+            raise RuntimeError(f"this worker sees {seen}; the trainer saw {known}")
         self.collector = Collector(
             self.envs,
             self.algorithm,
@@ -51,6 +62,7 @@ class Learner:
         )
         self.shard = task.replay_shard()
         self.statistics = Statistics()
+        self._fault, self._faults, self._fault_step = "", 0, 0
         self_check(self.network, task.optimizer())
 
     def reset(self, *stream: int) -> None:
@@ -137,8 +149,9 @@ class Learner:
         return learned
 
     def record(self) -> dict[str, Any]:
-        """What happened since `clear`: sums over updates and (return, length) of episodes."""
-        return vars(self.statistics) | {"episodes": list(self.collector.finished)}
+        """What happened since `clear`: sums over updates, (return, length) of episodes, a fault."""
+        episodes = list(self.collector.finished)
+        return vars(self.statistics) | {"episodes": episodes, "fault": self._fault}
 
     def clear(self) -> None:
         """Begin a new record."""
@@ -150,7 +163,9 @@ class Learner:
         settings = self.task.config.optimizer
         if learned is not None:
             norm = self.network.gradient.norm().item()
-            if not math.isfinite(norm):  # checked before any shared write
+            sound = math.isfinite(norm)  # checked before any shared write
+            self.slot[FAILING] = 0 if sound else self.slot[FAILING] + 1
+            if not sound:
                 self.slot[SKIPPED] += 1
                 learned = None
             elif norm > settings.max_grad_norm:
@@ -169,9 +184,23 @@ class Learner:
         """Count a vector step at once, so that a kill loses at most one."""
         self.slot[STEPS] += count
         if self.envs.rebuilds:
-            self.slot[ENV_ERRORS] += self.envs.rebuilds
-            self.envs.rebuilds = 0
+            self._count_faults()
         self.slot[HEARTBEAT_NS] = time.monotonic_ns()
+
+    def _count_faults(self) -> None:
+        """A fault now and then is counted; environments that do little else end the worker."""
+        count, self.envs.rebuilds = self.envs.rebuilds, 0
+        self.slot[ENV_ERRORS] += count
+        step = int(self.slot[STEPS])
+        since, self._fault_step = step - self._fault_step, step
+        self._faults = count if since >= GOOD_STEPS else self._faults + count
+        fault = f"{type(self.envs.fault).__name__}: {self.envs.fault}"
+        self._fault = one_line(fault)[:FAULT_LENGTH]
+        if self._faults > MAX_FAULTS:
+            raise RuntimeError(
+                f"its environments failed {self._faults} times with fewer than {GOOD_STEPS:,} "
+                f"steps between ({self._fault})"
+            )
 
 
 class Statistics:

@@ -1,5 +1,6 @@
 """Single environments stepped in a loop, as one gymnasium vector environment."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,7 +17,8 @@ class LoopVectorEnv(VectorEnv):
     """Single environments with SAME_STEP autoreset, in the form of `async_dqn.spaces`.
 
     Against SyncVectorEnv it keeps final observations of environments that reuse one array, cuts
-    episodes without a wrapper per environment, and has under half the overhead per step.
+    episodes without a wrapper per environment, and has under half the overhead per step. What one
+    environment raises does not stop the others: infos["failed"] holds the exceptions by row.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -42,12 +44,16 @@ class LoopVectorEnv(VectorEnv):
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Reset all, with one seed per environment (a list)."""
+        failed: dict[int, Exception] = {}
         for row, env in enumerate(self.envs):
-            observation, _ = env.reset(seed=seed[row] if seed is not None else None)
-            self._write(row, observation)
+            try:
+                observation, _ = env.reset(seed=seed[row] if seed is not None else None)
+                self._write(row, observation)
+            except Exception as error:
+                failed[row] = error
         self._elapsed = [0] * self.num_envs
         self._playing = dict(enumerate(self.envs))
-        return self.observations, {}
+        return self.observations, {"failed": failed}
 
     def leave_out(self, row: int) -> None:
         """Step this environment no more until the next reset; its row keeps what it holds."""
@@ -56,7 +62,8 @@ class LoopVectorEnv(VectorEnv):
     def replace(self, row: int, env: gymnasium.Env, seed: int) -> None:
         """Put `env` in the place of this row's, which is closed, and start an episode."""
         if env is not self.envs[row]:
-            self.envs[row].close()
+            with contextlib.suppress(Exception):  # it has failed
+                self.envs[row].close()
         self.envs[row] = self._playing[row] = env
         observation, _ = env.reset(seed=seed)
         self._write(row, observation)
@@ -69,18 +76,24 @@ class LoopVectorEnv(VectorEnv):
         rewards = np.zeros(self.num_envs)
         terminations, truncations = np.zeros((2, self.num_envs), np.bool_)
         elapsed, limit, write = self._elapsed, self._limit, self._write
+        failed: dict[int, Exception] = {}
         chosen = (actions + self._first_action).tolist() if self._first_action else actions.tolist()
         for row, env in self._playing.items():
-            observation, rewards[row], terminated, truncated, _ = env.step(chosen[row])
-            elapsed[row] += 1
-            if terminated or truncated or elapsed[row] >= limit:
-                terminations[row] = terminated
-                truncations[row] = truncated or elapsed[row] >= limit
-                self._write_final(row, observation)
-                observation, _ = env.reset()
-                elapsed[row] = 0
-            write(row, observation)
-        infos = {"final_obs": self._finals, "_final_obs": terminations | truncations}
+            try:
+                observation, rewards[row], terminated, truncated, _ = env.step(chosen[row])
+                elapsed[row] += 1
+                if terminated or truncated or elapsed[row] >= limit:
+                    self._write_final(row, observation)
+                    observation, _ = env.reset()
+                    terminations[row] = terminated
+                    truncations[row] = truncated or elapsed[row] >= limit
+                    elapsed[row] = 0
+                write(row, observation)
+            except Exception as error:
+                failed[row] = error
+                rewards[row], terminations[row], truncations[row] = 0.0, False, False
+        over = terminations | truncations
+        infos = {"final_obs": self._finals, "_final_obs": over, "failed": failed}
         return self.observations, rewards, terminations, truncations, infos
 
     def close_extras(self, **kwargs: Any) -> None:

@@ -19,6 +19,7 @@ from async_dqn.optimizers import Optimizer
 # Words of a slot, one int64 each; a slot is written by its child only.
 STEPS, UPDATES, EPISODES, SKIPPED, ENV_ERRORS, CPU_NS, HEARTBEAT_NS, PHASE = range(8)
 INCARNATION, PID = 8, 9
+FAILING = 10  # gradients in a row that were not finite
 SLOT_WORDS = 16  # two cache lines
 # Phase codes: what a child was doing when it died or hung.
 PHASES = ("starting", "env.step", "learning", "waiting", "evaluating")
@@ -265,6 +266,10 @@ class ParameterStore:
         self.optimizer.step(self.theta, gradient, self.state, lr, self.updates)
         self.slot[UPDATES] += 1
         return staleness
+
+    def lower_learning_rate(self) -> None:
+        """Half of it from now on; the trainer's word."""
+        self._multipliers[0] *= 0.5
 
     def sync_target(self, step: int) -> bool:
         """Publish theta as the target network; False if theta is not finite."""

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+MAX_FAILURES = 10  # of a child in a row
+PROGRESS_STEPS = 1000  # what ends the row
+LONGEST_PAUSE_S = 10.0
 PRELOADED = ("async_dqn.worker", "async_dqn.evaluator")
 
 
@@ -112,6 +115,16 @@ class Child:
         self.pipe.close()
         self.process = self.pipe = None
         return code
+
+    def failed(self, progress: int, most: int = MAX_FAILURES) -> None:
+        """Count a failure: start again at once, then after 0.1 to 10 s; after `most` never.
+
+        `progress` is how many steps the incarnation took.
+        """
+        self.failures = 1 if progress >= PROGRESS_STEPS else self.failures + 1
+        self.retired = self.failures > most
+        pause = 0.0 if self.failures == 1 else min(LONGEST_PAUSE_S, 0.025 * 2**self.failures)
+        self.revive_at = None if self.retired else time.monotonic() + pause
 
     def kill(self, number: signal.Signals) -> None:
         """Send a signal to the child's process group, which holds what its environment started."""

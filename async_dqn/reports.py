@@ -34,12 +34,19 @@ class Reporter:
         self._reported_step = self.store.steps
         self._exploration = task.exploration
         self._faults_before = store.total(ENV_ERRORS)
-        self._warned = False
+        self._fault = ""
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take in what one worker did: sums over its updates, and its finished episodes."""
+        """Take in what one worker did: sums over its updates, finished episodes, a fault."""
         self._episodes.extend(map(tuple, record["episodes"]))
         self._statistics.merge(record)
+        if record["fault"] and not self._fault:
+            self._fault = record["fault"]
+            count = self.store.total(ENV_ERRORS) - self._faults_before
+            self.recorder.warn(
+                f"an environment failed by step {self.store.steps:,} ({self._fault}); built anew, "
+                f"its episode forgotten (count {count}; later ones are only counted)"
+            )
 
     def due(self) -> bool:
         """Whether a second has passed since the last report (less where workers are simulated)."""
@@ -60,12 +67,6 @@ class Reporter:
             if self.callback is not None and self.callback({"step": steps, **tags}) is False:
                 self.stop_wanted = True
         self.progress()
-        if not self._warned and self.store.total(ENV_ERRORS) > self._faults_before:
-            self._warned = True
-            self.recorder.warn(
-                "an environment gave a reward or an observation that is not finite; the step was "
-                "dropped and the environment built anew (later ones are only counted)"
-            )
 
     def progress(self) -> None:
         """Show how far the run is now."""

@@ -4,6 +4,7 @@ It owns the shared block and all that outlives a process: theta, counters, best 
 checkpoints and the result. Only the trainer process has one.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -31,7 +32,7 @@ from async_dqn.parameters import (
 )
 from async_dqn.recorder import Recorder, versions
 from async_dqn.reports import Callback, Reporter
-from async_dqn.run_folder import RunFolder
+from async_dqn.run_folder import RunFolder, cap_logs
 from async_dqn.task import Task
 
 # Counters that cumulate over the sessions of a run, by their names in state.json.
@@ -43,6 +44,7 @@ TOTALS = {
     "env_errors": ENV_ERRORS,
     "cpu_ns": CPU_NS,
 }
+RETRY_SECONDS = 60.0  # after a checkpoint that could not be saved
 DONE, THRESHOLD, STOPPED = "budget reached", "threshold reached", "stopped"
 
 
@@ -70,6 +72,8 @@ class Run:
         self.threshold_at: tuple[float, int] | None = None  # (seconds, step)
         self.startup_s: float | None = None
         self.restarts = 0
+        self.rolled_back = False
+        self.unsaved, self._retry_at = "", math.inf  # why the last checkpoint was not saved
         self.first_incarnation = 0
         self._refreshes_before = 0
         # Serial mode stores replay memory too; elsewhere it is the workers' own and starts empty.
@@ -92,7 +96,8 @@ class Run:
             self.startup_s = self.recorder.session_s
         if self.reporter.due():
             self.reporter.report(self.cpu_s, self.restarts)
-        if self.checkpoint_due():
+            cap_logs(self.folder.logs)
+        if self.checkpoint_due() or time.monotonic() >= self._retry_at:
             self.checkpoint(("latest",))
 
     def checkpoint_due(self) -> bool:
@@ -175,8 +180,12 @@ class Run:
                 replace=True,
             )
         except (OSError, ValueError) as error:  # a full disk, or parameters that are not finite
-            self.recorder.warn(f"checkpoint not saved ({error})")
+            self.unsaved = getattr(error, "strerror", None) or str(error)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            again = f"trying again in {RETRY_SECONDS:.0f} s"
+            self.recorder.warn(f"checkpoint not saved ({self.unsaved}); {again}")
             return
+        self.unsaved, self._retry_at = "", math.inf
         score = {} if evaluation is None else {"mean": evaluation.mean}
         self.recorder.event("checkpoint", role="supervisor", path=path.name, marks=marks, **score)
 

@@ -24,6 +24,7 @@ except ImportError:  # Windows: one process only (serial mode), no lock
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+LOG_BYTES = 10_000_000
 CHECKPOINT_NAME = re.compile(r"step-(\d{12})")
 
 
@@ -91,6 +92,14 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def cap_logs(folder: Path) -> None:
+    """Empty every log below `folder` that is over LOG_BYTES: an environment may print for ever."""
+    for log in folder.glob("*.log"):
+        with contextlib.suppress(OSError):
+            if log.stat().st_size > LOG_BYTES:
+                os.truncate(log, 0)  # children append: they go on at the start
 
 
 def env_folder(env_name: str) -> str:

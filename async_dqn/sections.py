@@ -99,6 +99,9 @@ class ParallelConfig(Section):
         within=POSITIVE,
         default_words="60; 8 in --mode sync, where the others wait",
     )
+    min_workers: int = setting(
+        1, "fewer left, as others failed again and again: stop, resumable", within=COUNT
+    )
     oversubscribe: bool = setting(False, f"allow more than {WORKERS_PER_CORE} workers per core")
     envs_per_worker: int = setting(8, "environments of each worker", within=COUNT)
     rollout_length: int = setting(

@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping
 import numpy as np
 import torch
 
+from async_dqn.divergence import has_diverged, roll_back
 from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.learner import Learner
 from async_dqn.parameters import ParameterStore
@@ -40,11 +41,14 @@ class SerialTrainer:
     def run(self) -> int:
         """Train until the budget, the threshold or a signal ends it."""
         torch.set_num_threads(1)  # another number rounds sums differently
-        with StopSignals(force=lambda: None) as self.signals:
+        quiet = np.errstate(over="ignore", invalid="ignore")  # gradients are checked
+        with quiet, StopSignals(force=lambda: None) as self.signals:
             self.run_.recorder.open_board()
             self._reset()
             while not self._over():
                 self._round()
+                if has_diverged(self.store):
+                    roll_back(self.run_)
             if self.signals.received is not None or self.run_.reporter.stop_wanted:
                 self.run_.finish(STOPPED)
                 return self.signals.exit_code

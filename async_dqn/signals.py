@@ -1,9 +1,10 @@
-"""Signals that end a run: the handler only sets a flag and wakes the loop."""
+"""Signals that end a run, where the handler only sets a flag and wakes the loop; Ctrl-Z; alarms."""
 
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from async_dqn.config import UserError
@@ -11,15 +12,47 @@ from async_dqn.config import UserError
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@contextmanager
+def time_limit(seconds: float, message: str) -> Iterator[None]:
+    """Raise UserError(message) in what takes longer, even if it sleeps.
+
+    In another than the main thread there is no limit.
+    """
+
+    class Late(BaseException):  # nothing that handles errors on the way may swallow it
+        pass
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise Late
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except Late:
+        raise UserError(message) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
 class StopSignals:
     """While entered, the first ending signal sets `received`; the second calls `force`.
 
-    `fd` becomes readable at a signal, for use in a wait. Main thread only (UserError elsewhere).
+    Ctrl-Z passes SIGSTOP to `pass_on`, and SIGCONT when this process goes on. `fd` becomes readable
+    at a signal, for use in a wait. Main thread only (UserError elsewhere).
     """
 
-    def __init__(self, force: Callable[[], None]):
+    def __init__(
+        self,
+        force: Callable[[], None],
+        pass_on: Callable[[signal.Signals], None] = lambda number: None,
+    ):
         self.received: signal.Signals | None = None
-        self._force = force
+        self._force, self._pass_on = force, pass_on
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():
@@ -28,6 +61,7 @@ class StopSignals:
         os.set_blocking(self._wake, False)
         self._old_wake = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         self._old = {number: signal.signal(number, self._handle) for number in ENDING}
+        self._old[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._suspend)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -49,3 +83,9 @@ class StopSignals:
             self._force()
             os._exit(self.exit_code)
         self.received = signal.Signals(number)
+
+    def _suspend(self, number: int, frame: FrameType | None) -> None:
+        """Children have process groups of their own, which the terminal does not stop."""
+        self._pass_on(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._pass_on(signal.SIGCONT)

@@ -15,6 +15,7 @@ from typing import Any
 from async_dqn import processes
 from async_dqn.child import Lifeline, receive
 from async_dqn.config import UserError
+from async_dqn.divergence import has_diverged, roll_back
 from async_dqn.evaluator import Evaluation, run_evaluator
 from async_dqn.heartbeats import Heartbeats
 from async_dqn.leases import grant, share
@@ -32,7 +33,7 @@ from async_dqn.parameters import (
     STEPS,
     WORKERS_STOP,
 )
-from async_dqn.processes import Child
+from async_dqn.processes import MAX_FAILURES, Child
 from async_dqn.run import STOPPED, Run
 from async_dqn.signals import StopSignals
 from async_dqn.task import ChildStart
@@ -40,8 +41,6 @@ from async_dqn.worker import run_worker
 
 GRACE_SECONDS = 2.0  # for the stop word, then for SIGTERM
 TICK_SECONDS, SHORT_TICK_SECONDS = 0.05, 0.005
-MAX_FAILURES = 10  # in a row, without PROGRESS_STEPS between
-PROGRESS_STEPS = 1000
 STOPPED_RESUMABLE = 75
 
 
@@ -61,6 +60,7 @@ class Supervisor:
         self.actors = parallel.actors
         # A pipeline cannot be formed again by one of its two processes.
         self.max_failures = 0 if parallel.model_parallel else MAX_FAILURES
+        self.min_workers = parallel.workers if self.together else parallel.min_workers
         self.heartbeats = Heartbeats(self.store.slots, parallel.patience_s)
 
     @property
@@ -69,7 +69,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Train until the budget, the threshold or a signal ends it."""
-        with StopSignals(force=self._kill_all) as self.signals:
+        with StopSignals(self._signal_all, self._signal_all) as self.signals:
             try:
                 for child in self.children:
                     self._start(child)
@@ -82,16 +82,13 @@ class Supervisor:
                 self._order_evaluator(QUIT)
                 self._end(self.children)
             finally:
-                self._kill_all()
+                self._signal_all()
             return self._conclude()
 
     def _conclude(self) -> int:
-        if self.signals.received is not None:
+        if self._interrupted() or self.run_.reporter.stop_wanted:
             self.run_.finish(STOPPED)
             return self.signals.exit_code
-        if self.run_.reporter.stop_wanted:
-            self.run_.finish(STOPPED)
-            return 0
         if self.store.steps < self.budget and not self.run_.reached:
             self.run_.finish(STOPPED, cause=self._last_cause())
             return STOPPED_RESUMABLE
@@ -104,7 +101,7 @@ class Supervisor:
             or self.run_.reached
             or self.run_.reporter.stop_wanted
             or self.store.steps >= self.budget
-            or (any if self.together else all)(worker.retired for worker in self.workers)
+            or sum(not worker.retired for worker in self.workers) < self.min_workers
         )
 
     def _interrupted(self) -> bool:
@@ -160,17 +157,14 @@ class Supervisor:
         how = signal.Signals(-code).name if code < 0 else f"exit {code}"
         child.cause = child.cause or f"{how} in {phase}"
         progress = int(self.store.slots[child.index, STEPS]) - child.steps_at_start
-        child.failures = 1 if progress >= PROGRESS_STEPS else child.failures + 1
+        child.failed(progress, self.max_failures if child.role == "worker" else MAX_FAILURES)
         self._event("death", child, pid=pid, cause=f"{child.cause} ({how} in {phase})")
-        if child.failures > (self.max_failures if child.role == "worker" else MAX_FAILURES):
-            child.retired = True
+        if child.retired:
             if child.role == "worker":  # its lease goes back: the steps it will never take
                 self.block["limits"][child.index] = self.store.slots[child.index, STEPS]
             often = "once" if child.failures == 1 else f"{child.failures} times"
             self.run_.recorder.warn(f"{child.name} failed {often}, given up ({child.cause})")
             return
-        pause = 0.0 if child.failures == 1 else min(10.0, 0.025 * 2**child.failures)
-        child.revive_at = time.monotonic() + pause
         self.run_.recorder.warn(f"{child.name} died ({child.cause}), restarting")
 
     def _kill_hung(self) -> None:
@@ -179,11 +173,24 @@ class Supervisor:
             child.cause = f"no sign of life for {seconds:.0f} s"
             child.kill(signal.SIGKILL)
 
+    def _recover(self) -> None:
+        """Training has diverged: all stop, the parameters go back, all start again."""
+        self.store.control[WORKERS_STOP] = 1
+        self.evaluator.kill(signal.SIGKILL)  # no other may publish the target meanwhile
+        self._end(self.children)
+        roll_back(self.run_, allowed=not self.together)
+        self.store.control[WORKERS_STOP] = 0
+        for child in self.children:
+            if not child.retired:
+                self._start(child)
+
     # The loop
 
     def _turn(self) -> None:
         self._wait(self._tick())
         self._kill_hung()
+        if has_diverged(self.store):
+            self._recover()
         self._grant()
         for child in self.children:
             if child.revive_at is not None and time.monotonic() >= child.revive_at:
@@ -284,9 +291,9 @@ class Supervisor:
                 self._start(self.evaluator)
             self.run_.turn()
 
-    def _kill_all(self) -> None:
+    def _signal_all(self, number: signal.Signals = signal.SIGKILL) -> None:
         for child in self.children:
-            child.kill(signal.SIGKILL)
+            child.kill(number)
 
     def _event(self, event: str, child: Child, **extra: Any) -> None:
         self.run_.recorder.event(event, role=child.role, index=child.index, **extra)

@@ -24,6 +24,7 @@ from async_dqn.exploration import schedule
 from async_dqn.recorder import Recorder
 from async_dqn.replay import least_capacity, replay_bytes, segment_length
 from async_dqn.run_folder import RunFolder, check_new_run
+from async_dqn.signals import time_limit
 
 if TYPE_CHECKING:
     from async_dqn.run import Run
@@ -37,6 +38,7 @@ FIXED = (
 )
 FIXED_SECTIONS = ("network",)
 # Settings of one session, never taken from the run that is resumed.
+PROBE_S = 120.0  # for making an environment and a first step
 PER_SESSION = (
     "run.resume",
     "run.runs_dir",
@@ -89,25 +91,30 @@ def train(
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode == "async":
         processes.preload(envs.preload_modules(environment.env) if factory is None else [])
-    info = envs.probe(spec)
+    with time_limit(PROBE_S, f"cannot create env: {spec.name} took more than {PROBE_S:g} s"):
+        info = envs.probe(spec)
     structure = architecture.choose(config, info)
     _check_replay(config)
+    from async_dqn.preflight import check_machine  # torch: late, as mistakes are told at once
+    from async_dqn.run import Run
+    from async_dqn.task import Task
+
+    task = Task(config, spec, info, structure)
+    check_machine(task, Path(config.run.runs_dir) if origin is None else origin.path)
     folder = _folder(config, spec, origin)
     with folder, closing(_recorder(folder, config, info, origin, in_own_process)) as recorder:
         _announce(config, info, folder, notes)
-        # Only now: everything that can be refused has been checked.
-        from async_dqn.run import Run
-        from async_dqn.task import Task
-
-        task = Task(config, spec, info, structure)
         try:
             run = Run(task, folder, recorder, origin, callback)
             recorder.start()
-            return Outcome(_trainer(run).run(), folder.path)
+            code = _trainer(run).run()
         except UserError:
             raise
         except Exception as error:
             raise failed(folder, recorder, error) from error
+    if run.unsaved:
+        raise NotSaved(run.unsaved, folder)
+    return Outcome(code, folder.path)
 
 
 def _simulated(
@@ -136,6 +143,18 @@ def _check_replay(config: Config) -> None:
         raise UserError(
             f"--replay-capacity {capacity} is too small for {parallel.workers} workers of "
             f"{parallel.envs_per_worker} environments; give at least {least}"
+        )
+
+
+class NotSaved(UserError):
+    """The run ended as it should, but for its last checkpoint."""
+
+    exit_code = 75
+
+    def __init__(self, cause: str, folder: RunFolder):
+        super().__init__(
+            f"the last checkpoint was not saved ({cause}); make room, then --resume {folder} goes "
+            "on from the one before"
         )
 
 

@@ -89,3 +89,14 @@ def wait_gone(pids: list[int], seconds: float) -> list[int]:
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return [pid for pid in pids if is_alive(pid)]
+
+
+def listening(pid: int) -> list[str]:
+    """Local addresses, in hex as the kernel has them, that a process listens on."""
+    sockets = {os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir() if f.is_symlink()}
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+    ]
+    return [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]

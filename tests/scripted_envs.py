@@ -4,10 +4,13 @@ All are picklable classes of this module. `register()` gives the registered ones
 is registered by the import alone (`scripted_ids` does that, for --import).
 """
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
@@ -62,12 +65,13 @@ class NumberedEnv(gymnasium.Env):
 
 
 class NotFiniteEnv(NumberedEnv):
-    """Numbered, but instances named in `faults` give a number that is not finite.
+    """Numbered, but instances named in `faults` raise or give what is not finite.
 
     `built` lists the instances of this class, so that those built anew can be told apart; `faults`
-    maps an instance's place in it to (fault, k). Faults: "nan-reward", "none-reward" and
-    "inf-observation" at step k of its life (from 1), "nan-reset" at its reset k (from 1),
-    "nan-resets" at every reset. The key -1 stands for all that are not named.
+    maps an instance's place in it to (fault, k). Faults: "nan-reward", "none-reward",
+    "inf-observation", "wrong-shape" and "raise" at step k of its life (from 1), "nan-reset" and
+    "raise-reset" at its reset k (from 1), "nan-resets" at every reset. The key -1 stands for all
+    that are not named.
     """
 
     built: ClassVar[list["NotFiniteEnv"]] = []
@@ -82,6 +86,8 @@ class NotFiniteEnv(NumberedEnv):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         observation, info = super().reset(seed=seed)
         self._resets += 1
+        if self._fault == "raise-reset" and self._resets == self._when:
+            raise RuntimeError("scripted failure")
         once = self._fault == "nan-reset" and self._resets == self._when
         bad = once or self._fault == "nan-resets"
         return np.full_like(observation, np.nan) if bad else observation, info
@@ -90,6 +96,10 @@ class NotFiniteEnv(NumberedEnv):
         observation, reward, *rest = super().step(action)
         self._steps += 1
         if self._steps == self._when:
+            if self._fault == "raise":
+                raise RuntimeError("scripted failure")
+            if self._fault == "wrong-shape":
+                observation = observation[:1]
             if self._fault == "inf-observation":
                 observation[1] = np.inf
             reward = {"nan-reward": np.nan, "none-reward": None}.get(self._fault, reward)
@@ -154,12 +164,17 @@ class ChainEnv(gymnasium.Env):
         return self._state if self.discrete else np.eye(self.n, dtype=np.float32)[self._state]
 
 
+SIGNALS = {"kill": signal.SIGKILL, "abort": signal.SIGABRT, "bus": signal.SIGBUS}
+
+
 class FaultyEnv(ChainEnv):
     """A chain in which something goes wrong at step `at_step` of this object's life (from 1).
 
-    `fault`: "raise", "sleep" (for `seconds`), "exit" (os._exit), "kill" (SIGKILL to the own
+    `fault`: "raise", "sleep" (for `seconds`), "sleep-in-c" (holding the interpreter's lock),
+    "loop", "exit" (os._exit), "sys-exit", "segfault", "kill", "abort" and "bus" (signals to the own
     process), "nan" (observation), "bad-reward" (None), "wrong-shape". `every` repeats it at each
-    multiple of at_step. Lengths, not ends, matter to faults: episodes of the chain go on.
+    multiple of at_step. Lengths, not ends, matter to faults: episodes of the chain go on. With
+    `worker`, only the process of that worker has the fault.
     """
 
     def __init__(
@@ -169,8 +184,11 @@ class FaultyEnv(ChainEnv):
         every: bool = False,
         seconds: float = 3600.0,
         n: int = 5,
+        worker: int | None = None,
     ) -> None:
         super().__init__(n)
+        title = Path("/proc/self/cmdline").read_text()
+        self._spared = worker is not None and f"async-dqn worker {worker} " not in title
         self.fault, self.at_step, self.every, self.seconds = fault, at_step, every, seconds
         self._steps = 0
 
@@ -178,7 +196,7 @@ class FaultyEnv(ChainEnv):
         self._steps += 1
         observation, reward, terminated, truncated, info = super().step(action)
         due = self._steps % self.at_step == 0 if self.every else self._steps == self.at_step
-        if due:
+        if due and not self._spared:
             observation, reward = self._fail(observation, reward)
         return observation, reward, terminated, truncated, info
 
@@ -187,15 +205,43 @@ class FaultyEnv(ChainEnv):
             raise RuntimeError(f"scripted failure at step {self._steps}")
         if self.fault == "sleep":
             time.sleep(self.seconds)
+        if self.fault == "sleep-in-c":
+            ctypes.PyDLL(None).sleep(int(self.seconds))
+        while self.fault == "loop":
+            pass
         if self.fault == "exit":
             os._exit(0)
-        if self.fault == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "sys-exit":
+            sys.exit(3)
+        if self.fault == "segfault":
+            ctypes.string_at(0)
+        if self.fault in SIGNALS:
+            os.kill(os.getpid(), SIGNALS[self.fault])
         if self.fault == "nan":
             observation = np.full_like(observation, np.nan)
         if self.fault == "wrong-shape":
             observation = observation[:1]
         return observation, None if self.fault == "bad-reward" else reward
+
+
+class HugeRewardEnv(ChainEnv):
+    """A chain whose every `every`-th reward is finite but too large for a gradient.
+
+    With `file`, only as long as the file does not hold the text `until`.
+    """
+
+    def __init__(self, every: int = 1, file: str | None = None, until: str = "") -> None:
+        super().__init__()
+        self.every, self.file, self.until, self._steps, self._over = every, file, until, 0, False
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        observation, reward, *rest = super().step(action)
+        self._steps += 1
+        if self.file is not None and not self._over:
+            file = Path(self.file)
+            self._over = file.exists() and self.until in file.read_text()
+        huge = self._steps % self.every == 0 and not self._over
+        return observation, 1e38 if huge else reward, *rest
 
 
 class SpacesEnv(gymnasium.Env):
@@ -234,6 +280,22 @@ class OldGymEnv(ChainEnv):
         return observation, reward, terminated, info
 
 
+class SlowToBuildEnv(ChainEnv):
+    """Its constructor sleeps."""
+
+    def __init__(self, seconds: float = 3600.0) -> None:
+        time.sleep(seconds)
+        super().__init__()
+
+
+class ChangingEnv(ChainEnv):
+    """Another one in every process but the trainer's: there it has 7 states."""
+
+    def __init__(self) -> None:
+        title = Path("/proc/self/cmdline").read_text()
+        super().__init__(7 if "async-dqn " in title else 5)
+
+
 class UnbuildableEnv(gymnasium.Env):
     """Its constructor raises."""
 
@@ -257,6 +319,9 @@ IDS: dict[str, dict[str, Any]] = {
     "Scripted/Numbered-v0": {"entry_point": "scripted_envs:NumberedEnv"},
     "Scripted/Chain-v0": {"entry_point": "scripted_envs:ChainEnv", "max_episode_steps": 50},
     "Scripted/Faulty-v0": {"entry_point": "scripted_envs:FaultyEnv", "max_episode_steps": 50},
+    "Scripted/HugeReward-v0": {"entry_point": "scripted_envs:HugeRewardEnv"},
+    "Scripted/SlowToBuild-v0": {"entry_point": "scripted_envs:SlowToBuildEnv"},
+    "Scripted/Changing-v0": {"entry_point": "scripted_envs:ChangingEnv"},
     "Scripted/OldGym-v0": {"entry_point": "scripted_envs:OldGymEnv"},
     "Scripted/Unbuildable-v0": {"entry_point": "scripted_envs:UnbuildableEnv"},
 } | {

@@ -1,4 +1,4 @@
-"""Rewards and observations that are not finite: dropped, counted, the environment built anew."""
+"""Exceptions, and rewards and observations that are not finite: the environment is built anew."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ from async_dqn.config import UserError
 from async_dqn.envs import EnvBatch, EnvSpec, Step, make_vector, probe
 
 MODES = ("loop", "NextStep", "SameStep", "Dense")
-FAULTS = ("nan-reward", "none-reward", "inf-observation")
+FAULTS = ("nan-reward", "none-reward", "inf-observation", "wrong-shape", "raise")
 TOGETHER = np.ones(3, bool)  # a vector environment is built anew as a whole
 SECOND = np.array([False, True, False])  # the loop builds one environment anew
 
@@ -97,9 +97,10 @@ def test_a_new_environment_has_its_full_time() -> None:
     assert [bool(step(batch).truncated[0]) for _ in range(5)] == [False] * 4 + [True]
 
 
+@pytest.mark.parametrize("fault", ["nan-reset", "raise-reset"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_bad_first_observation_after_an_end(mode: str) -> None:
-    batch = broken(mode, {1: ("nan-reset", 2)}, lengths=(2,))
+def test_a_bad_first_observation_after_an_end(mode: str, fault: str) -> None:
+    batch = broken(mode, {1: (fault, 2)}, lengths=(2,))
     batch.reset([10, 11, 12])
     taken = [step(batch) for _ in range(3)]
     at = 2 if mode == "NextStep" else 1  # the step in which the environment was reset
@@ -108,9 +109,10 @@ def test_a_bad_first_observation_after_an_end(mode: str) -> None:
     assert taken[1].ended[1] == (mode == "NextStep")
 
 
+@pytest.mark.parametrize("fault", ["nan-reset", "raise-reset"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_bad_first_observation_at_reset(mode: str) -> None:
-    batch = broken(mode, {1: ("nan-reset", 1), 4: ("nan-reset", 1)})
+def test_a_bad_first_observation_at_reset(mode: str, fault: str) -> None:
+    batch = broken(mode, {1: (fault, 1), 4: (fault, 1)})
     obs = batch.reset([10, 11, 12])
     assert np.isfinite(obs).all() and (obs[:, 1:] == 0).all()
     # Instance 4 is one of a whole new batch of three; in the loop, instance 3 is sound.
@@ -121,7 +123,7 @@ def test_a_bad_first_observation_at_reset(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_an_environment_that_never_begins_well_is_given_up(mode: str) -> None:
     batch = broken(mode, {-1: ("nan-reset", 1)})
-    with pytest.raises(RuntimeError, match="first observation .* not finite, 3 times in a row"):
+    with pytest.raises(RuntimeError, match="could not begin, 3 times in a row .* not finite"):
         batch.reset([10, 11, 12])
 
 
@@ -164,7 +166,7 @@ def test_huge_numbers_are_no_fault() -> None:
 
 def test_training_survives_faults(tmp_path) -> None:
     # Instance 0 is the API's probe; the faults meet environments that train.
-    faults = {k: (FAULTS[k % 3], 7) for k in range(3, 12)}
+    faults = {k: (FAULTS[k % 5], 7) for k in range(3, 12)}
     env = functools.partial(NotFiniteEnv, faults=faults, lengths=(5,))
     settings = {"mode": "serial", "workers": 1, "envs_per_worker": 4, "eval_episodes": 2}
     agent = AsyncDQN(env, **settings, hidden=(8,), runs_dir=str(tmp_path)).learn(400)

@@ -79,6 +79,7 @@ REFUSED = [
     (24, {**STAGES, "epochs": 2}, STAGES),
     (24, {**STAGES, "minibatches": 2}, STAGES),
     (25, {**STAGES, "network": "linear"}, {**STAGES, "network": "mlp"}),
+    (26, {"workers": 2, "min_workers": 3}, {"workers": 2, "min_workers": 2}),
 ]
 
 
@@ -151,6 +152,7 @@ ALONE = {
     "staleness_scaling": True,
     "max_staleness": 3,
     "hang_timeout": 5.0,
+    "min_workers": 1,
 }
 # What a value needs itself.
 NEEDS = {"noisy": {"noisy": True}, "params": {"mode": "sync"}, "gradients": {"mode": "sync"}}

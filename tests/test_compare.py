@@ -19,8 +19,8 @@ from runs import ROOT, is_alive
 
 GOOD = "serial-one-step-q"
 BAD = "serial-n-step-q:--replay uniform --replay-capacity 20"  # the trainer refuses it
-DIES = "serial-one-step-q:--envs-per-worker 1"  # reaches the step at which Faulty raises
-FAULTY = ("--env", "Scripted/Faulty-v0", "--set", "import=scripted_ids", "--set", "env-arg=at_step")
+DIES = "serial-one-step-q:--envs-per-worker 1 --rollout-length 1"  # updates enough to diverge
+HUGE = ("--env", "Scripted/HugeReward-v0", "--set", "import=scripted_ids")
 
 
 def command(out: Path, *arguments: str) -> list[str]:
@@ -141,11 +141,11 @@ def test_never_two_at_a_time_in_a_folder(finished, capsys):
 
 def test_a_run_that_breaks_is_shown_as_failed_and_kept(tmp_path):
     out = tmp_path / "out"
-    process = start(out, *FAULTY[:-1], "env-arg=at_step=200", "--methods", DIES, "--seeds", "1")
+    process = start(out, *HUGE, "--methods", DIES, "--seeds", "1")
     code, lines, _ = finish(process)
-    assert code == 1 and "scripted failure at step 200" in lines[1]
+    assert code == 1 and "training diverged at step" in lines[1]
     text = (out / "report.md").read_text()
-    assert "0 (seed 0 failed)" in text and "scripted failure at step 200" in text
+    assert "0 (seed 0 failed)" in text and "training diverged at step" in text
 
 
 def test_nothing_but_runs_is_removed(finished, tmp_path, capsys):

@@ -22,7 +22,7 @@ METHODS = {
     ),
 }
 EVALUATED = ("recurrent", "rainbow")
-WARNING = "an environment gave a reward or an observation that is not finite"
+WARNING = "an environment failed by step "
 
 
 def train(folder: Path, *arguments: str) -> tuple[Trainer, str]:

@@ -19,7 +19,7 @@ from async_dqn.networks import QNetwork
 from async_dqn.parameters import WORKERS_STOP, FlatNetwork
 from async_dqn.pipeline import FirstLearner, LastStage, lesson_loss, split
 from async_dqn.task import Task
-from runs import Trainer
+from runs import Trainer, listening
 
 PRESET = ("--preset", "sync-model-parallel", "--eval-episodes", "2", "--quiet")
 
@@ -143,17 +143,6 @@ def test_a_run_makes_the_updates_of_serial_mode_and_meets_its_budget(tmp_path) -
         torch.testing.assert_close(
             torch.from_numpy(tensor), torch.from_numpy(models[1][name]), rtol=1e-4, atol=1e-5
         )
-
-
-def listening(pid: int) -> list[str]:
-    """Local addresses, in hex as the kernel has them, that a process listens on."""
-    sockets = {os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir() if f.is_symlink()}
-    rows = [
-        line.split()
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
-    ]
-    return [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])

@@ -2,7 +2,10 @@
 
 import csv
 import os
+import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +18,7 @@ from async_dqn.memory import SharedBlock
 from async_dqn.optimizers import SharedAdam
 from async_dqn.parameters import HEARTBEAT_NS, ParameterStore, sections
 from async_dqn.supervisor import Supervisor
-from runs import SMALL, Trainer, is_alive, wait_gone
+from runs import ROOT, SMALL, Trainer, is_alive, listening, wait_gone
 
 
 @pytest.fixture
@@ -156,6 +159,40 @@ def test_an_environment_that_always_fails_stops_the_run_with_its_cause(start):
     assert "Traceback" in (trainer.run / "logs" / "worker-0.log").read_text()
 
 
+@pytest.mark.parametrize(
+    ("least", "code", "status"),
+    [("2", 75, "stopped"), pytest.param("1", 0, "budget reached", marks=pytest.mark.slow)],
+)
+def test_a_worker_that_always_fails_is_given_up(start, least, code, status):
+    trainer = start(
+        *("--import", "scripted_ids", "--env", "Scripted/Faulty-v0", "--workers", "2"),
+        *("--env-arg", "worker=1", "--min-workers", least, "--steps", "1_000_000"),
+    )
+    assert trainer.finish(seconds=150)[0] == code
+    assert trainer.result()["status"] == status
+    deaths = [event for event in trainer.events() if event["event"] == "death"]
+    assert {death["index"] for death in deaths} == {1} and len(deaths) == 11
+    assert "scripted failure at step 1" in deaths[-1]["cause"]
+    assert checkpoint.load(checkpoint.resolve(trainer.run)).step == trainer.result()["steps"]
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_ctrl_z_stops_all_processes_and_nobody_is_taken_for_hung(start):
+    trainer = start(*SMALL, "--steps", "200000", "--hang-timeout", "1")
+    trainer.wait_until_learning()
+    pids = [trainer.process.pid, *children(trainer)]
+    os.kill(trainer.process.pid, signal.SIGTSTP)
+    trainer.wait_for(lambda: all(_state(pid) == "T" for pid in pids), seconds=5)
+    time.sleep(3)
+    os.kill(trainer.process.pid, signal.SIGCONT)
+    code, _, err = trainer.finish()
+    assert (code, err) == (0, "")
+    assert (trainer.result()["steps"], trainer.result()["restarts"]) == (200_000, 0)
+
+
 def test_a_worker_has_one_compute_thread_and_its_name_and_the_fork_server_has_one_thread(start):
     trainer = start(*SMALL, "--steps", "100_000_000", "--run-name", "named")
     trainer.wait_until_learning()
@@ -165,6 +202,32 @@ def test_a_worker_has_one_compute_thread_and_its_name_and_the_fork_server_has_on
     assert len(os.listdir(f"/proc/{pid}/fd")) <= 20
     server = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
     assert len(os.listdir(f"/proc/{server}/task")) == 1  # it only imports, so it can be forked
+
+
+def test_nothing_listens_on_the_network(start):
+    trainer = start(*SMALL, "--steps", "100_000_000")
+    trainer.wait_until_learning()
+    assert [listening(pid) for pid in [trainer.process.pid, *children(trainer)]] == [[]] * 4
+
+
+def test_few_descriptors_are_enough_for_eight_workers(start):
+    trainer = start(
+        "--workers", "8", "--oversubscribe", "--envs-per-worker", "1", "--steps", "20000"
+    )
+    resource.prlimit(trainer.process.pid, resource.RLIMIT_NOFILE, (128, 128))
+    code, _, err = trainer.finish()
+    assert (code, err) == (0, "") and len(trainer.pids("worker")) == 8
+
+
+def test_a_tiny_dev_shm_is_enough(tmp_path):
+    mount = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("no right to mount")
+    words = ["launch.py", "--runs-dir", tmp_path, *SMALL, "--hidden", "2000,200", "--steps", "2000"]
+    command = f'{mount} && exec "$@" && ls /dev/shm'
+    run = ["unshare", "-m", "sh", "-c", command, "sh", sys.executable, *map(str, words)]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_no_step_is_granted_before_the_target_network_has_its_keeper():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from async_dqn.config import UserError
-from async_dqn.run_folder import RunFolder, check_new_run, env_folder
+from async_dqn.run_folder import LOG_BYTES, RunFolder, cap_logs, check_new_run, env_folder
 
 HOLDER = """
 import sys, time
@@ -160,3 +160,13 @@ def test_relative_folders_survive_a_change_of_directory(tmp_path, monkeypatch):
     with create(Path("runs")) as run:
         assert run.path.is_absolute()
         assert str(run) == "runs/CartPole-v1/x"
+
+
+def test_a_log_that_grows_without_end_is_emptied_and_its_writer_goes_on(tmp_path):
+    flooded, small = tmp_path / "worker-0.log", tmp_path / "worker-1.log"
+    small.write_text("kept")
+    with flooded.open("ab", buffering=0) as writer:
+        writer.write(bytes(LOG_BYTES + 1))
+        cap_logs(tmp_path)
+        writer.write(b"and on")
+    assert flooded.read_bytes() == b"and on" and small.read_text() == "kept"

@@ -103,7 +103,7 @@ def test_a_resumed_run_does_not_warn_of_what_happened_in_an_earlier_session(tmp_
     environment = {"env": "Scripted/Faulty-v0", "import_modules": ("scripted_ids",)}
     fault = {"env_arg": {"fault": "nan", "at_step": 150}}  # of each of 6 environments
     outcome = train(tmp_path, steps=1000, **environment, **fault)
-    assert capsys.readouterr().err.count("warning: an environment gave") == 1
+    assert capsys.readouterr().err.count("warning: an environment failed") == 1
     again = {"resume": str(outcome.run), "steps": 1100, "quiet": True}
     training.train(*resolve(again | {"import_modules": ("scripted_ids",)}))
     assert last(outcome).state["env_errors"] == 6

@@ -26,10 +26,11 @@ FLOORS = (
     "networks report speedup",
     "algorithms envs task",
     # acting and learning
-    "collector player",
+    "collector player preflight",
     "evaluator learner",
     "pipeline reports calibration",
     "run worker",
+    "divergence",
     # the modes
     "serial supervisor",
     "simulation",

@@ -1,0 +1,45 @@
+"""When gradients stay not finite: back to the last good parameters, once.
+
+What is not finite never reaches shared memory, so the parameters themselves are finite; but they,
+or the target network's, may be where nothing finite comes from any more.
+"""
+
+import torch
+
+from async_dqn.checkpoint import marked
+from async_dqn.parameters import FAILING, ParameterStore
+from async_dqn.run import Run
+
+IN_A_ROW = 100
+
+
+def has_diverged(store: ParameterStore) -> bool:
+    """Whether some worker has had no finite gradient for long."""
+    return bool((store.slots[:, FAILING] >= IN_A_ROW).any())
+
+
+def roll_back(run: Run, allowed: bool = True) -> None:
+    """Back to the snapshot (else the target network), moments cleared, with half the step.
+
+    Only while no child is alive. Raises FloatingPointError the second time, or if not `allowed`.
+    """
+    store, step = run.store, run.store.steps
+    if run.rolled_back or not allowed:
+        good = marked(run.folder.checkpoints, "latest")
+        raise FloatingPointError(
+            f"training diverged at step {step:,}: gradients are not finite; last good checkpoint: "
+            f"{good.name if good else 'none'}; lower --lr or --reward-scale"
+        )
+    run.rolled_back = True
+    vector = torch.zeros_like(store.theta)
+    _, since = store.snapshot.read(vector) or store.target.read(vector)  # (sequence, step)
+    store.theta.copy_(vector)
+    store.states.zero_()
+    store.sync_target(step)
+    store.lower_learning_rate()
+    store.slots[:, FAILING] = 0
+    run.recorder.warn(
+        f"gradients were not finite {IN_A_ROW} times in a row by step {step:,}; back to the "
+        f"parameters of step {since:,} with half the learning rate"
+    )
+    run.checkpoint(("latest",))

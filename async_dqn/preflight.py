@@ -1,0 +1,74 @@
+"""What a run needs of the machine: refused before anything is written, not halfway."""
+
+import os
+import resource
+import shutil
+from pathlib import Path
+
+from async_dqn.config import UserError
+from async_dqn.parameters import padded_size
+from async_dqn.replay import replay_bytes
+from async_dqn.task import Task
+
+CHECKPOINTS = 3  # the last one, the best, and one that is being written
+FILES, FILES_PER_CHILD = 30, 4
+MEMORY = Path("/proc/meminfo")
+
+
+def check_machine(task: Task, folder: Path) -> None:
+    """Files that may be open, memory, and room where `folder` will be; raises UserError."""
+    size, replay = padded_size(task.network()), _replay_bytes(task)
+    if task.config.parallel.mode != "serial":
+        _check_files(task.config.parallel.workers)
+    _check_memory(sum(section.bytes for section in task.sections(size)) + replay)
+    stored = replay if task.config.parallel.mode == "serial" else 0
+    owners = 1 if task.shared_state else task.config.parallel.workers
+    vectors = 2 + owners * task.optimizer().rows  # parameters, target network, optimiser
+    _check_room(folder, CHECKPOINTS * (4 * size * vectors + stored))
+
+
+def _replay_bytes(task: Task) -> int:
+    replay, parallel = task.config.replay, task.config.parallel
+    if replay.replay == "none":
+        return 0
+    capacity = replay.replay_capacity // parallel.workers
+    each = (capacity, parallel.envs_per_worker, task.info.observation_shape, task.info.dtype)
+    return parallel.workers * replay_bytes(*each)
+
+
+def _check_files(workers: int) -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = FILES + FILES_PER_CHILD * (workers + 1)
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise UserError(
+            f"cannot start {workers} workers: too many open files (limit {limit}, need {needed}); "
+            "raise ulimit -n or lower --workers"
+        )
+
+
+def _check_memory(needed: int) -> None:
+    if not MEMORY.exists():  # not Linux
+        return
+    fields = dict(line.split(":") for line in MEMORY.read_text().splitlines())
+    free = 1024 * int(fields["MemAvailable"].split()[0])
+    if needed > free:
+        raise UserError(
+            f"cannot reserve {_mb(needed)} of memory (free {_mb(free)}); lower --replay-capacity, "
+            "or choose a smaller network"
+        )
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    place = Path(os.path.abspath(folder))
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"{folder} has {_mb(free)} free, needs {_mb(needed)}; make room or choose another "
+            "--runs-dir"
+        )
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"

@@ -1,0 +1,97 @@
+"""What does not fit is refused at the start; a checkpoint that cannot be written later on costs no
+training, and is told of."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from async_dqn import checkpoint, training
+from async_dqn.config import UserError
+from async_dqn.presets import resolve
+from runs import ROOT, SMALL, Trainer
+
+
+def take_away(trainer: Trainer) -> None:
+    """Nothing can be saved any more: a file is where the folder was."""
+    folder = trainer.run / "checkpoints"
+    folder.rename(trainer.run / "moved")
+    folder.touch()
+
+
+def give_back(trainer: Trainer) -> None:
+    (trainer.run / "checkpoints").unlink()
+    (trainer.run / "moved").rename(trainer.run / "checkpoints")
+
+
+@pytest.mark.parametrize("mode", ["serial", "async"])
+def test_a_run_whose_last_checkpoint_is_lost_exits_75_with_the_cause(tmp_path, mode) -> None:
+    trainer = Trainer(tmp_path, *SMALL, "--mode", mode, "--steps", "40000")
+    trainer.wait_until_learning()
+    take_away(trainer)
+    code, _, err = trainer.finish()
+    assert code == 75
+    *warnings, error = err.splitlines()
+    assert all(line.startswith("warning: checkpoint not saved (") for line in warnings)
+    assert error.startswith("error: the last checkpoint was not saved (") and "--resume" in error
+    assert trainer.result()["steps"] == 40_000
+
+
+def test_a_checkpoint_lost_on_the_way_costs_a_warning(tmp_path) -> None:
+    trainer = Trainer(tmp_path, *SMALL, "--steps", "150000", "--checkpoint-every", "20000")
+    trainer.wait_until_learning()
+    take_away(trainer)
+    trainer.wait_for(lambda: any("not saved" in str(e["cause"]) for e in trainer.events()))
+    give_back(trainer)
+    code, _, err = trainer.finish()
+    assert code == 0 and "warning: checkpoint not saved (" in err
+    assert checkpoint.load(checkpoint.resolve(trainer.run)).state["steps"] == 150_000
+
+
+def test_memory_that_is_not_there_is_refused_with_nothing_written(tmp_path) -> None:
+    huge = ("--replay", "uniform", "--replay-capacity", "10_000_000_000_000")
+    code, _, err = Trainer(tmp_path, *SMALL, *huge).finish()
+    assert code == 2 and err.startswith("error: cannot reserve ") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_descriptors_are_refused_with_nothing_written(tmp_path) -> None:
+    trainer = Trainer(tmp_path, *SMALL, "--workers", "8", "--oversubscribe")
+    resource.prlimit(trainer.process.pid, resource.RLIMIT_NOFILE, (60, 60))
+    code, _, err = trainer.finish()
+    assert code == 2 and "too many open files (limit 60, need 66)" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_for_three_checkpoints_is_refused(tmp_path) -> None:
+    mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path}"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("no right to mount")
+    words = ["launch.py", "--runs-dir", f"{tmp_path}/runs", *SMALL, "--hidden", "300,300"]
+    command = f'{mount} && "$@"; code=$?; ls {tmp_path}; exit $code'
+    run = ["unshare", "-m", "sh", "-c", command, "sh", sys.executable, *words]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert " has 1 MB free, needs 4 MB; " in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_environment_that_is_never_made_is_refused_with_nothing_written(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(training, "PROBE_S", 0.5)
+    settings = {"env": "Scripted/SlowToBuild-v0", "import_modules": ("scripted_ids",)}
+    config, explicit = resolve({**settings, "mode": "serial", "runs_dir": str(tmp_path)})
+    with pytest.raises(UserError, match="took more than 0.5 s"):
+        training.train(config, explicit)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_sees_other_spaces_says_so(tmp_path) -> None:
+    environment = ("--import", "scripted_ids", "--env", "Scripted/Changing-v0")
+    trainer = Trainer(tmp_path, *SMALL, *environment)
+    trainer.wait_for(lambda: any(event["event"] == "death" for event in trainer.events()))
+    trainer.process.kill()
+    trainer.process.communicate()
+    (death, *_) = (e for e in trainer.events() if e["event"] == "death" and e["role"] == "worker")
+    assert "observations of (7,); the trainer saw 2 actions" in death["cause"]
