@@ -1,0 +1,101 @@
+"""The trainer killed, interrupted and terminated at random moments (A8, A10, A14)."""
+
+import os
+import signal
+import time
+
+from async_dqn import checkpoint
+from async_dqn.config import UserError
+from benchmarks.chaos.promise import Promise
+from benchmarks.chaos.watched import Watched, wait_gone
+
+RUN = ("--env", "CartPole-v1", "--steps", "1_000_000_000", "--checkpoint-every", "5000")
+RUN += ("--eval-every", "20000", "--eval-episodes", "20")
+LATEST_S = 5.0  # after the start of the process
+
+
+def saved(run: Watched) -> list[int]:
+    """Steps of the checkpoints that were acknowledged."""
+    events = [event for event in run.events() if event["event"] == "checkpoint"]
+    return [
+        int(event["path"].removeprefix("step-")) for event in events if "latest" in event["marks"]
+    ]
+
+
+def newest(run: Watched) -> int:
+    """The step of the checkpoint that loads, -1 for none, -2 for none although there is one."""
+    try:
+        return checkpoint.load(checkpoint.resolve(run.run)).step
+    except (UserError, ValueError):  # ValueError: there is no run folder yet
+        return -2 if list(run.folder.glob("*/*/checkpoints/step-*/manifest.json")) else -1
+
+
+def trainer(quick: bool) -> list[Promise]:
+    """SIGKILLs of the trainer from 0.02 s after its start to the middle of the run."""
+    kills = 5 if quick else 50
+    orphans = unreadable = lost = 0
+    shm = set(os.listdir("/dev/shm"))
+    for k in range(kills):
+        run = Watched(*RUN, workers=2)
+        time.sleep(0.02 + LATEST_S * k / kills)
+        run.process.kill()
+        run.process.communicate()
+        orphans += len(wait_gone(run.children(), 2))
+        found, acknowledged = newest(run), saved(run)
+        unreadable += found == -2
+        lost += bool(acknowledged) and found < max(acknowledged)
+    left = len(set(os.listdir("/dev/shm")) - shm)
+    return [
+        Promise(
+            f"A8 {kills} SIGKILLs of the trainer",
+            f"{orphans} children alive after 2 s, {left} files in /dev/shm",
+            "0, 0",
+            orphans == left == 0,
+        ),
+        Promise(
+            f"A10 the newest checkpoint after {kills} SIGKILLs",
+            f"{unreadable} unreadable, {lost} acknowledged but lost",
+            "0, 0",
+            unreadable == lost == 0,
+        ),
+    ]
+
+
+def signals(quick: bool) -> list[Promise]:
+    """SIGINT to the whole group and SIGTERM to the trainer; then a second one."""
+    count, promises = 3 if quick else 30, []
+    for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        wrong, traces, alive, slowest, second = [], 0, 0, 0.0, 0.0
+        for k in range(count):
+            run = Watched(*RUN, workers=2)
+            time.sleep(0.02 + LATEST_S * k / count)
+            pids = [run.process.pid, *(run.children() if number == signal.SIGINT else [])]
+            for pid in pids:
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    pass
+            begun = time.monotonic()
+            if k % 3 == 2:
+                time.sleep(0.05)
+                run.process.send_signal(number)
+            code, err = run.end(30)
+            seconds = time.monotonic() - begun
+            slowest = max(slowest, seconds)
+            second = max(second, seconds if k % 3 == 2 else 0.0)
+            if code != expected or newest(run) == -2:
+                wrong.append((k, code, newest(run)))
+            traces += "Traceback" in err
+            alive += len(wait_gone(run.children(), 1))
+        kept = not wrong and not traces and not alive and slowest < 10 and second < 1.1
+        promises.append(
+            Promise(
+                f"A14 {count} times {number.name}",
+                f"{len(wrong)} wrong exits or lost checkpoints {wrong[:3] or ''}, {traces} "
+                f"tracebacks, {alive} left alive, slowest {slowest:.1f} s, with a second signal "
+                f"{second:.1f} s",
+                "0, 0, 0, under 10 s, under 1 s",
+                kept,
+            )
+        )
+    return promises

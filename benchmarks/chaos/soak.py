@@ -1,0 +1,61 @@
+"""Hours in minutes: a SIGKILL every 10 s, a fault every 1000 steps, and nothing may grow (A15)."""
+
+import os
+import random
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.chaos.data import tally
+from benchmarks.chaos.processes import finite
+from benchmarks.chaos.promise import Promise
+from benchmarks.chaos.watched import Watched
+
+WARM_UP = 0.2  # of the time
+
+
+def resources(pid: int) -> tuple[float, int, int, int]:
+    """Resident MB, descriptors, threads and mappings of a process."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in status if ":" in line)
+    return (
+        int(fields["VmRSS"].split()[0]) / 1024,
+        len(os.listdir(f"/proc/{pid}/fd")),
+        int(fields["Threads"]),
+        len(Path(f"/proc/{pid}/maps").read_text().splitlines()),
+    )
+
+
+def soak(minutes: float) -> list[Promise]:
+    """Train for so long; then how the trainer's resources have changed since the warm-up."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ("--env-arg", "fault='raise'", "--env-arg", "share=0.001")
+        run = Watched(*tally(folder, *options), "--steps", "1_000_000_000_000", workers=2)
+        run.attach()
+        run.wait_for(lambda: (run.steps > 1000).all())
+        begun, kills, samples = time.monotonic(), 0, []
+        while (passed := time.monotonic() - begun) < 60 * minutes:
+            time.sleep(10)
+            os.kill(run.alive("worker", random.randrange(2)), signal.SIGKILL)
+            kills += 1
+            samples.append((passed / (60 * minutes), *resources(run.process.pid)))
+        run.process.send_signal(signal.SIGTERM)
+        code, _ = run.end()
+    rows = np.array([sample for sample in samples if sample[0] > WARM_UP])
+    slope, start = np.polyfit(rows[:, 0], rows[:, 1], 1)
+    growth = 100 * slope * (1 - WARM_UP) / (start + slope * WARM_UP)
+    counts = [int(column.max() - column.min()) for column in rows[:, 2:].T]
+    restarts = run.result()["restarts"]
+    kept = growth < 2 and max(counts[:2]) <= 1 and code == 143 and restarts >= kills and finite(run)
+    return [
+        Promise(
+            f"A15 {minutes:g} minutes, {kills} SIGKILLs, {run.result()['steps']:,} steps",
+            f"memory {growth:+.1f} %; descriptors, threads, mappings vary by {counts}; "
+            f"{restarts} restarts; exit {code}",
+            "below 2 %; 0 to 1; all; 143",
+            kept,
+        )
+    ]

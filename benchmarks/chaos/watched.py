@@ -1,0 +1,103 @@
+"""A run watched from outside: its shared block is mapped read-only, its processes are counted."""
+
+import mmap
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from async_dqn.parameters import SLOT_WORDS, STEPS, sections
+
+# Scripted environments, and what starts real runs.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+from runs import ROOT, Trainer, is_alive, wait_gone
+
+__all__ = ["ROOT", "Pauses", "Watched", "is_alive", "wait_gone"]
+SAMPLE_S = 0.002
+
+
+class Watched(Trainer):
+    """`launch.py`, writing below `folder` or to a temporary place that goes with this object.
+
+    `slots` and `steps` are there from `attach` on.
+    """
+
+    def __init__(self, *arguments: str, workers: int = 3, folder: Path | None = None):
+        if folder is None:
+            self._home = tempfile.TemporaryDirectory(prefix="chaos-")
+            folder = Path(self._home.name)
+        self.workers = workers
+        super().__init__(folder, "--workers", str(workers), "--oversubscribe", *arguments)
+
+    def attach(self) -> None:
+        """Map the block of the running trainer; waits until it is there."""
+        descriptor = self.wait_for(self._descriptor)
+        with open(descriptor, "rb") as file:
+            block = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        before = 64  # the header
+        for section in sections(self.workers, 16, 1):
+            if section.name == "slots":
+                break
+            before += -(-section.bytes // 64) * 64
+        shape = (self.workers + 2, SLOT_WORDS)
+        self.slots = np.ndarray(shape, np.int64, block, before)
+
+    def _descriptor(self) -> str | None:
+        folder = f"/proc/{self.process.pid}/fd"
+        for name in os.listdir(folder):
+            try:
+                if "memfd:async_dqn" in os.readlink(f"{folder}/{name}"):
+                    return f"{folder}/{name}"
+            except OSError:
+                continue
+        return None
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Steps [W] of each worker's slot."""
+        return self.slots[: self.workers, STEPS].copy()
+
+    def descriptors(self) -> int:
+        """Open descriptors of the trainer."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def children(self) -> list[int]:
+        """Pids of all children ever started."""
+        return self.pids("worker") + self.pids("evaluator")
+
+    def alive(self, role: str, index: int | None = None) -> int:
+        """The pid of the living process of a role, as the last event says."""
+        started = [e for e in self.events() if e["event"] in ("start", "restart")]
+        return [e["pid"] for e in started if e["role"] == role and index in (None, e["index"])][-1]
+
+    def deaths(self) -> list[dict]:
+        """The events of all deaths so far."""
+        return [event for event in self.events() if event["event"] == "death"]
+
+    def end(self, seconds: float = 300) -> tuple[int, str]:
+        """Exit code and stderr."""
+        code, _, err = self.finish(seconds)
+        return code, err
+
+
+class Pauses(threading.Thread):
+    """The longest time in which the sum of all steps stood still, in seconds."""
+
+    def __init__(self, run: Watched):
+        super().__init__(daemon=True)
+        self.run_, self.longest, self.over = run, 0.0, False
+        self.start()
+
+    def run(self) -> None:
+        last, since = -1, time.monotonic()
+        while not self.over:
+            now, total = time.monotonic(), int(self.run_.steps.sum())
+            if total != last:
+                last, since = total, now
+            self.longest = max(self.longest, now - since)
+            time.sleep(SAMPLE_S)
