@@ -43,14 +43,20 @@ class Rollout:
         return successors
 
     def columns(self, index: NDArray[np.int64]) -> "Rollout":
-        """The environments `index` [b] alone, as copies."""
+        """The environments `index` [b] alone, as copies.
+
+        `take`, because what [:, index] gives is not contiguous: its flat form would be a copy.
+        """
         every = np.full(self.rewards.shape[1], -1)
         every[index] = np.arange(len(index))
         times, where = np.divmod(self.final_rows, len(every))
         kept = every[where] >= 0
         arrays = {name: getattr(self, name) for name in BY_TIME}
         return Rollout(
-            **{n: None if array is None else array[:, index] for n, array in arrays.items()},
+            **{
+                n: None if array is None else array.take(index, axis=1)
+                for n, array in arrays.items()
+            },
             final_rows=times[kept] * len(index) + every[where[kept]],
             final_obs=self.final_obs[kept],
             state=None if self.state is None else tuple(part[index] for part in self.state),

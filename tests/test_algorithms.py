@@ -109,6 +109,17 @@ def test_targets_equal_the_slow_double_loop(lam, double, watkins, has_target) ->
         )
 
 
+@pytest.mark.parametrize("has_target", [True, False])
+@pytest.mark.parametrize("lam", [0.0, 0.8, 1.0])
+def test_a_part_of_the_environments_has_the_targets_it_has_in_the_whole(lam, has_target) -> None:
+    online, target = small_network(0), small_network(1) if has_target else None
+    rollout, algorithm = random_rollout(online, seed=3, length=6, count=5), QLearning(lam)
+    whole = algorithm.targets(online, target, rollout)
+    for index in ([3, 0], [4], [2, 1, 0, 4, 3]):
+        part = algorithm.targets(online, target, rollout.columns(np.array(index)))
+        np.testing.assert_allclose(part, whole[:, index], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("has_target", [False, True])
 def test_termination_does_not_bootstrap_not_even_from_garbage(has_target: bool) -> None:
     online, target = small_network(0), small_network(1) if has_target else None

@@ -56,7 +56,7 @@ class QLearning:
         needs_acting = target is None or self.asks_acting(rollout)
         acting = acting_q_values(online, rollout) if needs_acting else None
         lam = self.traces(rollout, acting)
-        values = np.zeros_like(rollout.rewards)
+        values = np.zeros(rollout.rewards.shape, np.float32)  # contiguous, as it is filled flat
         # Only where the recursion reads v.
         needed = rollout.ends | (lam < 1)
         needed[-1] = True
