@@ -94,7 +94,7 @@ def rot(quick: bool) -> list[Promise]:
 
 
 def disk(quick: bool) -> list[Promise]:
-    """A file system of 12 MB that fills up in the middle of a run and is freed 30 s later.
+    """A file system of 12 MB that fills up in the middle of a run, and is freed later.
 
     Mounting one takes rights that not everybody has.
     """
@@ -117,15 +117,14 @@ def _filled(place: Path, wait: float) -> Promise:
     run.attach()
     run.wait_for(lambda: any(event["event"] == "checkpoint" for event in run.events()))
     filler, loads = place / "filler", True
-    with filler.open("wb") as file:
+    with filler.open("wb", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(1 << 16))
-                file.flush()
         except OSError:
             pass
     before = run.steps.sum()
-    until = time.monotonic() + (wait if wait < 30 else 30)
+    until = time.monotonic() + min(wait, 30)
     slowest = float("inf")
     while time.monotonic() < until:
         time.sleep(1)
@@ -142,7 +141,7 @@ def _filled(place: Path, wait: float) -> Promise:
     code, err = run.end()
     kept = loads and again and slowest > 0 and code == 143 and "Traceback" not in err
     return Promise(
-        "A19 disk full for 30 s, then freed",
+        f"A19 disk full for {min(wait, 30)} s, then freed",
         f"slowest second {slowest:,.0f} steps; the old checkpoint {'loads' if loads else 'LOST'}; "
         f"saved again: {'yes' if again else 'NO'}; exit {code}",
         "never 0; loads; yes; 143",
