@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from async_dqn.comparisons import Comparison
 from async_dqn.results import FAILED, Cost, RunResult, median, quantity
+from async_dqn.run_folder import in_words
 from async_dqn.statistics import bootstrap_interval, iqm
 
 # Okabe and Ito's palette, without the yellow; lengths that share no factor, so that pairs last.
@@ -242,14 +243,18 @@ def _limits(
 
 
 def _scale(axes: Axes, logarithmic: bool) -> None:
-    """Plain numbers with thousands separators, on either scale."""
+    """Short numbers, such as 0.5, 200, 50 k and 1.2 M, on either scale."""
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+
+
+def _short(value: float, _: int) -> str:
+    return in_words(value) if value >= 1000 else f"{value:.6g}"
 
 
 def _with_notes(figure: Figure, protocol: str, handles: Sequence[Line2D] = ()) -> Figure:

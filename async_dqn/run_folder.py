@@ -252,7 +252,7 @@ def _steps(path: Path) -> str | None:
     return in_words(max(steps)) if steps else None
 
 
-def in_words(count: int) -> str:
+def in_words(count: float) -> str:
     """A count for people: 950, 50 k, 1.2 M."""
     for unit, size in (("M", 10**6), ("k", 10**3)):
         if count >= size:

@@ -1,5 +1,6 @@
 """A run watched from outside: its shared block is mapped read-only, its processes are counted."""
 
+import atexit
 import mmap
 import os
 import sys
@@ -33,6 +34,7 @@ class Watched(Trainer):
             folder = Path(self._home.name)
         self.workers = workers
         super().__init__(folder, "--workers", str(workers), "--oversubscribe", *arguments)
+        atexit.register(self.process.kill)  # when a bench itself fails
 
     def attach(self) -> None:
         """Map the block of the running trainer; waits until it is there."""
