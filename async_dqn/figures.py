@@ -239,7 +239,7 @@ def _limits(
         room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
         axes.set_xlim(low - room, low - room + (high - low + 2 * room) / field)
     beyond = math.inf if field > FIELD else high * 1.02 if high > 0 else high
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}" if x <= beyond else ""))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x) if x <= beyond else ""))
 
 
 def _scale(axes: Axes, logarithmic: bool) -> None:
@@ -253,7 +253,7 @@ def _scale(axes: Axes, logarithmic: bool) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
 
 
-def _short(value: float, _: int) -> str:
+def _short(value: float, _: int = 0) -> str:
     return in_words(value) if value >= 1000 else f"{value:.6g}"
 
 
