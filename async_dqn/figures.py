@@ -36,6 +36,7 @@ STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 15
 MOST_POINTS = 400
 RESAMPLES = 1_000
 LEGEND_COLUMNS = 6
+LEGEND_CHARACTERS, SAMPLE_CHARACTERS = 190, 8  # of a row; what an entry takes beside its label
 LOG_FROM = 8  # ratio of the longest to the shortest from which an axis is logarithmic
 FIELD = 0.84  # share of an axis for values; the rest is for runs that missed
 EDGE = 0.935  # where on the axis those are drawn
@@ -260,7 +261,9 @@ def _short(value: float, _: int = 0) -> str:
 def _with_notes(figure: Figure, protocol: str, handles: Sequence[Line2D] = ()) -> Figure:
     """Below the panels: the legend, and in small type how the runs were made."""
     lines = textwrap.wrap(protocol, 200)
-    rows = math.ceil(len(handles) / LEGEND_COLUMNS)
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    fitting = max(1, LEGEND_CHARACTERS // (longest + SAMPLE_CHARACTERS))
+    rows = math.ceil(len(handles) / min(LEGEND_COLUMNS, fitting))
     height = figure.get_figheight()
     legend_at = (0.08 + 0.13 * len(lines)) / height
     top_of_notes = legend_at + (0.22 * rows + 0.06) / height
