@@ -7,7 +7,6 @@ from pathlib import Path
 
 from async_dqn.config import UserError
 from async_dqn.parameters import padded_size
-from async_dqn.replay import replay_bytes
 from async_dqn.task import Task
 
 CHECKPOINTS = 3  # the last one, the best, and one that is being written
@@ -17,7 +16,7 @@ MEMORY = Path("/proc/meminfo")
 
 def check_machine(task: Task, folder: Path) -> None:
     """Files that may be open, memory, and room where `folder` will be; raises UserError."""
-    size, replay = padded_size(task.network()), _replay_bytes(task)
+    size, replay = padded_size(task.network()), task.replay_bytes
     if task.config.parallel.mode != "serial":
         _check_files(task.config.parallel.workers)
     _check_memory(sum(section.bytes for section in task.sections(size)) + replay)
@@ -25,15 +24,6 @@ def check_machine(task: Task, folder: Path) -> None:
     owners = 1 if task.shared_state else task.config.parallel.workers
     vectors = 2 + owners * task.optimizer().rows  # parameters, target network, optimiser
     _check_room(folder, CHECKPOINTS * (4 * size * vectors + stored))
-
-
-def _replay_bytes(task: Task) -> int:
-    replay, parallel = task.config.replay, task.config.parallel
-    if replay.replay == "none":
-        return 0
-    capacity = replay.replay_capacity // parallel.workers
-    each = (capacity, parallel.envs_per_worker, task.info.observation_shape, task.info.dtype)
-    return parallel.workers * replay_bytes(*each)
 
 
 def _check_files(workers: int) -> None:

@@ -16,7 +16,7 @@ from async_dqn.memory import Section, SharedBlock
 from async_dqn.networks import QNetwork
 from async_dqn.optimizers import OPTIMIZERS, Optimizer
 from async_dqn.parameters import ParameterStore
-from async_dqn.replay import ReplayShard, segment_length
+from async_dqn.replay import ReplayShard, replay_bytes, segment_length
 from async_dqn.synchronous import SynchronousStore, round_sections
 
 # First words of the seed key: disjoint branches of the run's seed.
@@ -95,6 +95,16 @@ class Task:
             batch_size=replay.batch_size,
             alpha=replay.priority_exponent if replay.replay == "prioritized" else None,
         )
+
+    @property
+    def replay_bytes(self) -> int:
+        """Memory of all shards, without building them."""
+        replay, parallel = self.config.replay, self.config.parallel
+        if replay.replay == "none":
+            return 0
+        capacity = replay.replay_capacity // parallel.workers
+        shape, dtype = self.info.observation_shape, self.info.dtype
+        return parallel.workers * replay_bytes(capacity, parallel.envs_per_worker, shape, dtype)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate at a global step."""

@@ -22,12 +22,13 @@ from async_dqn.config import SECTIONS, Config, UserError
 from async_dqn.envs import EnvInfo, EnvSpec
 from async_dqn.exploration import schedule
 from async_dqn.recorder import Recorder
-from async_dqn.replay import least_capacity, replay_bytes, segment_length
+from async_dqn.replay import least_capacity, segment_length
 from async_dqn.run_folder import RunFolder, check_new_run
 from async_dqn.signals import time_limit
 
 if TYPE_CHECKING:
     from async_dqn.run import Run
+    from async_dqn.task import Task
 
 # Settings that fix what the checkpoint's tensors mean.
 FIXED = (
@@ -37,8 +38,8 @@ FIXED = (
     "optimizer.optimizer",
 )
 FIXED_SECTIONS = ("network",)
-# Settings of one session, never taken from the run that is resumed.
 PROBE_S = 120.0  # for making an environment and a first step
+# Settings of one session, never taken from the run that is resumed.
 PER_SESSION = (
     "run.resume",
     "run.runs_dir",
@@ -103,7 +104,7 @@ def train(
     check_machine(task, Path(config.run.runs_dir) if origin is None else origin.path)
     folder = _folder(config, spec, origin)
     with folder, closing(_recorder(folder, config, info, origin, in_own_process)) as recorder:
-        _announce(config, info, folder, notes)
+        _announce(task, folder, notes)
         try:
             run = Run(task, folder, recorder, origin, callback)
             recorder.start()
@@ -201,8 +202,9 @@ def _recorder(
     return Recorder(folder, config, asdict(info), step, wall_s, console, in_own_process, clock)
 
 
-def _announce(config: Config, info: EnvInfo, folder: RunFolder, notes: list[str]) -> None:
+def _announce(task: "Task", folder: RunFolder, notes: list[str]) -> None:
     """Print the resolved settings, who explores how much, and where the results go."""
+    config, info = task.config, task.info
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if config.run.quiet:
@@ -216,10 +218,9 @@ def _announce(config: Config, info: EnvInfo, folder: RunFolder, notes: list[str]
     replay, parallel = config.replay, config.parallel
     if replay.replay != "none":
         capacity = replay.replay_capacity // parallel.workers
-        each = (capacity, parallel.envs_per_worker, info.observation_shape, info.dtype)
-        megabytes = parallel.workers * replay_bytes(*each) / 1e6
         print(
-            f"replay       {parallel.workers} shards of {capacity} steps, {megabytes:.0f} MB; "
+            f"replay       {parallel.workers} shards of {capacity} steps, "
+            f"{task.replay_bytes / 1e6:.0f} MB; "
             f"learning begins at step {replay.replay_start}"
         )
     print(f"run folder   {folder}", flush=True)

@@ -49,14 +49,15 @@ def _train(start: ChildStart, pipe: RecordPipe) -> None:
     else:
         learner = Learner(start.task, store, start.index)
     learner.reset(start.index, start.incarnation)
-    reported, fault = time.monotonic(), repr(learner.envs.fault)
+    reported, fault = time.monotonic(), learner.envs.fault
     while not store.leaving:
         budget = int(limits[start.index] - slot[STEPS])
         if budget > 0:
             learner.update(budget)
-            if repr(learner.envs.fault) != fault:
-                fault = repr(learner.envs.fault)
-                traceback.print_exception(learner.envs.fault)  # into the log
+            if learner.envs.fault is not fault:
+                if repr(learner.envs.fault) != repr(fault):
+                    traceback.print_exception(learner.envs.fault)  # into the log
+                fault = learner.envs.fault
         else:
             store.idle(start.task.learning_rate(store.steps))
         slot[CPU_NS] = cpu_before + time.process_time_ns()

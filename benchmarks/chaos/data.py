@@ -1,6 +1,5 @@
 """What environments give: exceptions, malformed data, rewards too large; and exact counts."""
 
-import mmap
 import os
 import random
 import signal
@@ -11,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from async_dqn import checkpoint
-from async_dqn.parameters import sections
-from benchmarks.chaos.processes import ENDLESS, finite
+from benchmarks.chaos.processes import finite
 from benchmarks.chaos.promise import Promise
-from benchmarks.chaos.watched import Watched
+from benchmarks.chaos.watched import ENDLESS, Watched
 
 HUGE = ("--import", "scripted_ids", "--env", "Scripted/HugeReward-v0", "--eval-every", ENDLESS)
 
@@ -87,16 +85,9 @@ def _look(run: Watched) -> tuple[int, int]:
     run.wait_for(lambda: list(run.folder.glob("*/*/checkpoints/latest")))
     model = checkpoint.load(checkpoint.resolve(run.run)).tensors["model"]
     size = -(-sum(array.size for array in model.values()) // 16) * 16
-    place = 64  # behind the header
-    for section in sections(run.workers, size, 2):
-        if section.name == "theta":
-            break
-        place += -(-section.bytes // 64) * 64
-    with open(run.wait_for(run._descriptor), "rb") as file:
-        block = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-    numbers, bad, looks = np.ndarray(3 * size, np.float32, block, place), 0, 0
+    shared, bad, looks = [run.array(name, size) for name in ("theta", "optimizer")], 0, 0
     while run.process.poll() is None:
-        bad += not np.isfinite(numbers).all()
+        bad += not all(np.isfinite(array).all() for array in shared)
         looks += 1
         time.sleep(0.01)
     return bad, looks
@@ -118,8 +109,7 @@ def steps(quick: bool) -> list[Promise]:
                 for _ in range(kills // (resumes + 1)):
                     time.sleep(random.uniform(0.1, 0.4))
                     os.kill(run.alive("worker", random.randrange(2)), signal.SIGKILL)
-                run.process.send_signal(signal.SIGTERM)
-                run.end()
+                run.stop()
             taken, booked = run.result()["steps"], written(folder, "steps")
         allowed = count * (kills + 2 * (resumes + 1))
         promises.append(

@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import numpy as np
 from async_dqn import checkpoint
 from async_dqn.config import UserError
 from benchmarks.chaos.promise import Promise
-from benchmarks.chaos.watched import ROOT, Watched
+from benchmarks.chaos.watched import ENDLESS, ROOT, Watched
 
 SAVER = """
 import itertools, sys
@@ -112,8 +111,8 @@ def disk(quick: bool) -> list[Promise]:
 
 
 def _filled(place: Path, wait: float) -> Promise:
-    options = ("--env", "CartPole-v1", "--steps", "1_000_000_000", "--checkpoint-every", "20000")
-    run = Watched(*options, "--eval-every", "1_000_000_000", workers=2, folder=place)
+    options = ("--env", "CartPole-v1", "--steps", ENDLESS, "--checkpoint-every", "20000")
+    run = Watched(*options, "--eval-every", ENDLESS, workers=2, folder=place)
     run.attach()
     run.wait_for(lambda: any(event["event"] == "checkpoint" for event in run.events()))
     filler, loads = place / "filler", True
@@ -137,8 +136,7 @@ def _filled(place: Path, wait: float) -> Promise:
     while checkpoint.load(checkpoint.resolve(run.run)).step == old and time.monotonic() < deadline:
         time.sleep(0.5)
     again = checkpoint.load(checkpoint.resolve(run.run)).step > old
-    run.process.send_signal(signal.SIGTERM)
-    code, err = run.end()
+    code, err = run.stop()
     kept = loads and again and slowest > 0 and code == 143 and "Traceback" not in err
     return Promise(
         f"A19 disk full for {min(wait, 30)} s, then freed",

@@ -10,10 +10,9 @@ import numpy as np
 
 from async_dqn import checkpoint
 from benchmarks.chaos.promise import Promise
-from benchmarks.chaos.watched import Pauses, Watched, wait_gone
+from benchmarks.chaos.watched import ENDLESS, Pauses, Watched, wait_gone
 
 CARTPOLE = ("--env", "CartPole-v1", "--eval-every", "200000", "--eval-episodes", "20")
-ENDLESS = "1_000_000_000"
 SCRIPTED = ("--import", "scripted_ids", "--env", "Scripted/Faulty-v0")
 
 
@@ -52,8 +51,7 @@ def throughput(kills: int, seconds: float) -> dict:
     living = run.workers * (time.monotonic() - begun) - dead
     speed = float(run.steps.sum() - before) / living
     pauses.over, after = True, run.descriptors()
-    run.process.send_signal(signal.SIGTERM)
-    code, _ = run.end()
+    code, _ = run.stop()
     return {
         "speed": speed,
         "delays": delays,
@@ -126,8 +124,7 @@ def deaths(quick: bool) -> list[Promise]:
         options = ("--env-arg", f"fault='{kind}'", "--env-arg", "at_step=3000", "--steps", ENDLESS)
         run = Watched(*SCRIPTED, *options, "--envs-per-worker", "1", "--eval-every", ENDLESS)
         run.wait_for(lambda run=run: len(run.deaths()) >= wanted, 120)
-        run.process.send_signal(signal.SIGTERM)
-        code, _ = run.end()
+        code, _ = run.stop()
         found = run.deaths()
         right = sum(cause in death["cause"] and "env.step" in death["cause"] for death in found)
         started = sum(event["event"] == "restart" for event in run.events())
@@ -141,21 +138,10 @@ def hangs(quick: bool) -> list[Promise]:
     """Processes that stop, loop, or sleep in C with the interpreter's lock; then all at once."""
     wanted, promises = 2 if quick else 10, []
     for kind in ("stop", "loop", "sleep-in-c"):
-        options = (
-            () if kind == "stop" else ("--env-arg", f"fault='{kind}'", "--env-arg", "at_step=20000")
-        )
-        run = Watched(
-            *SCRIPTED,
-            *(options or ("--env-arg", "at_step=1000000000")),
-            "--hang-timeout",
-            "2",
-            "--envs-per-worker",
-            "1",
-            "--steps",
-            ENDLESS,
-            "--eval-every",
-            ENDLESS,
-        )
+        moment = ENDLESS if kind == "stop" else "20_000"
+        fault = ("--env-arg", f"fault='{kind}'", "--env-arg", f"at_step={moment}")
+        common = ("--envs-per-worker", "1", "--steps", ENDLESS, "--eval-every", ENDLESS)
+        run = Watched(*SCRIPTED, *fault, *common, "--hang-timeout", "2")
         run.attach()
         run.wait_for(lambda run=run: (run.steps > 1000).all())
         delays = []
@@ -166,8 +152,7 @@ def hangs(quick: bool) -> list[Promise]:
             else:
                 worker = run.wait_for(lambda run=run: _still(run), 120) - 1
             delays.append(first_step_after(run, worker, int(run.steps[worker]), 20.0))
-        run.process.send_signal(signal.SIGTERM)
-        run.end()
+        run.stop()
         promises.append(
             Promise(
                 f"A3 {wanted} times {kind}, timeout 2 s: replaced and stepping",
@@ -197,8 +182,7 @@ def _frozen() -> Promise:
             os.kill(pid, number)
         time.sleep(6)
     killed = len(run.deaths())
-    run.process.send_signal(signal.SIGTERM)
-    run.end()
+    run.stop()
     return Promise("A3 all frozen for three timeouts", f"{killed} killed", "0", killed == 0)
 
 
@@ -244,8 +228,7 @@ def evaluator(quick: bool) -> list[Promise]:
     before = int(run.steps.sum())
     time.sleep(2)
     going = int(run.steps.sum()) > before
-    run.process.send_signal(signal.SIGTERM)
-    code, _ = run.end()
+    code, _ = run.stop()
     kept = code == 143 and going and finite(run) and max(delays) < 5
     worst = f"worst restart {max(delays):.2f} s, training {'went on' if going else 'stopped'}"
     return [Promise(f"A9 {kills} SIGKILLs of the evaluator", worst, "under 5 s, goes on", kept)]

@@ -7,9 +7,9 @@ import time
 from async_dqn import checkpoint
 from async_dqn.config import UserError
 from benchmarks.chaos.promise import Promise
-from benchmarks.chaos.watched import Watched, wait_gone
+from benchmarks.chaos.watched import ENDLESS, Watched, wait_gone
 
-RUN = ("--env", "CartPole-v1", "--steps", "1_000_000_000", "--checkpoint-every", "5000")
+RUN = ("--env", "CartPole-v1", "--steps", ENDLESS, "--checkpoint-every", "5000")
 RUN += ("--eval-every", "20000", "--eval-episodes", "20")
 LATEST_S = 5.0  # after the start of the process
 

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.chaos.data import tally
 from benchmarks.chaos.processes import finite
 from benchmarks.chaos.promise import Promise
-from benchmarks.chaos.watched import Watched
+from benchmarks.chaos.watched import ENDLESS, Watched
 
 WARM_UP = 0.2  # of the time
 
@@ -33,7 +33,7 @@ def soak(minutes: float) -> list[Promise]:
     """Train for so long; then how the trainer's resources have changed since the warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         options = ("--env-arg", "fault='raise'", "--env-arg", "share=0.001")
-        run = Watched(*tally(folder, *options), "--steps", "1_000_000_000_000", workers=2)
+        run = Watched(*tally(folder, *options), "--steps", ENDLESS, workers=2)
         run.attach()
         run.wait_for(lambda: (run.steps > 1000).all())
         begun, kills, samples = time.monotonic(), 0, []
@@ -42,8 +42,7 @@ def soak(minutes: float) -> list[Promise]:
             os.kill(run.alive("worker", random.randrange(2)), signal.SIGKILL)
             kills += 1
             samples.append((passed / (60 * minutes), *resources(run.process.pid)))
-        run.process.send_signal(signal.SIGTERM)
-        code, _ = run.end()
+        code, _ = run.stop()
     rows = np.array([sample for sample in samples if sample[0] > WARM_UP])
     slope, start = np.polyfit(rows[:, 0], rows[:, 1], 1)
     growth = 100 * slope * (1 - WARM_UP) / (start + slope * WARM_UP)

@@ -3,6 +3,7 @@
 import atexit
 import mmap
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -11,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from async_dqn.parameters import SLOT_WORDS, STEPS, sections
+from async_dqn.memory import ALIGNMENT
+from async_dqn.optimizers import SharedAdam
+from async_dqn.parameters import STEPS, sections
 
 # Scripted environments, and what starts real runs.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from runs import ROOT, Trainer, is_alive, wait_gone
 
-__all__ = ["ROOT", "Pauses", "Watched", "is_alive", "wait_gone"]
+__all__ = ["ENDLESS", "ROOT", "Pauses", "Watched", "is_alive", "wait_gone"]
 SAMPLE_S = 0.002
+ENDLESS = "1_000_000_000"  # steps
 
 
 class Watched(Trainer):
@@ -41,13 +45,17 @@ class Watched(Trainer):
         descriptor = self.wait_for(self._descriptor)
         with open(descriptor, "rb") as file:
             block = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        before = 64  # the header
-        for section in sections(self.workers, 16, 1):
-            if section.name == "slots":
-                break
-            before += -(-section.bytes // 64) * 64
-        shape = (self.workers + 2, SLOT_WORDS)
-        self.slots = np.ndarray(shape, np.int64, block, before)
+        self._block = block
+        self.slots = self.array("slots")
+
+    def array(self, name: str, size: int = 16) -> np.ndarray:
+        """A section of the block; what lies behind theta needs its `size` in parameters, padded."""
+        place = ALIGNMENT  # behind the header
+        for section in sections(self.workers, size, SharedAdam.rows):
+            if section.name == name:
+                return np.ndarray(section.shape, section.dtype, self._block, place)
+            place += -(-section.bytes // ALIGNMENT) * ALIGNMENT
+        raise KeyError(name)
 
     def _descriptor(self) -> str | None:
         folder = f"/proc/{self.process.pid}/fd"
@@ -80,6 +88,11 @@ class Watched(Trainer):
     def deaths(self) -> list[dict]:
         """The events of all deaths so far."""
         return [event for event in self.events() if event["event"] == "death"]
+
+    def stop(self) -> tuple[int, str]:
+        """SIGTERM, then as `end`."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.end()
 
     def end(self, seconds: float = 300) -> tuple[int, str]:
         """Exit code and stderr."""
