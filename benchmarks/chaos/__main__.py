@@ -4,12 +4,13 @@
     python -m benchmarks.chaos workers hangs --quick
     python -m benchmarks.chaos soak --minutes 30
 
-The rows of a full call of all are written to benchmarks/results/reliability.md.
+What ran at full length goes to benchmarks/results/reliability.md.
 """
 
 import argparse
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from benchmarks.chaos import data, files, processes, signals, soak
 from benchmarks.chaos.promise import Promise
@@ -23,6 +24,7 @@ CHAOS: dict[str, Callable[[bool], list[Promise]]] = {
     "evaluator": processes.evaluator,
     "trainer": signals.trainer,
     "signals": signals.signals,
+    "resume": signals.resume,
     "faults": data.faults,
     "numbers": data.numbers,
     "steps": data.steps,
@@ -31,7 +33,8 @@ CHAOS: dict[str, Callable[[bool], list[Promise]]] = {
     "disk": files.disk,
     "hostile": files.hostile,
 }
-HEAD = ("promise", "measured", "target", "")
+HEAD = ("bench", "promise", "measured", "target", "", "made on")
+TABLE = RESULTS / "reliability.md"
 
 
 def main() -> int:
@@ -42,18 +45,30 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="of the soak")
     given = parser.parse_args()
     kept = True
-    rows = []
     for name in given.names or CHAOS:
         soaking = name == "soak"
-        for promise in soak.soak(given.minutes) if soaking else CHAOS[name](given.quick):
+        promises = soak.soak(given.minutes) if soaking else CHAOS[name](given.quick)
+        for promise in promises:
             kept &= promise.kept
-            rows.append(promise.row)
             print(" | ".join(promise.row), flush=True)
-    if not given.names and not given.quick:
-        table = [f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *rows)]
-        lines = ["# Reliability", "", "`python -m benchmarks.chaos`", "", machine(), "", *table, ""]
-        (RESULTS / "reliability.md").write_text("\n".join(lines))
+        if not given.quick and (not soaking or given.minutes >= 30):
+            _keep(name, promises)
     return 0 if kept else 1
+
+
+def _keep(name: str, promises: Sequence[Promise]) -> None:
+    """Put the rows of a bench into the table, in place of its former ones."""
+    rows = {bench: [] for bench in (*CHAOS, "soak")}
+    for line in TABLE.read_text().splitlines() if TABLE.exists() else ():
+        bench = line.removeprefix("| ").partition(" | ")[0]
+        if bench in rows:
+            rows[bench].append(line)
+    cells = [(name, *promise.row, machine()) for promise in promises]
+    rows[name] = [f"| {' | '.join(row)} |" for row in cells]
+    text = ["# Reliability", "", "`python -m benchmarks.chaos` and `soak --minutes 30`.", ""]
+    head = [f"| {' | '.join(HEAD)} |", "| --- " * len(HEAD) + "|"]
+    lines = [*text, *head, *itertools.chain(*rows.values())]
+    TABLE.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

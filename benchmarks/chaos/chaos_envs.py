@@ -1,6 +1,6 @@
-"""Environments that keep books of their own, for `--import benchmarks.chaos.chaos_envs`.
+"""CartPole with faults, and with books of its own, for `--import benchmarks.chaos.chaos_envs`.
 
-What they count is in files that outlive a SIGKILL: one byte a step, one byte a fault.
+What it counts is in files that outlive a SIGKILL: one byte a step, one byte a fault.
 """
 
 import os
@@ -10,24 +10,23 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
 
 
-class TallyEnv(gymnasium.Env):
-    """Ten random numbers an episode, in the workers only with faults and books.
+class TallyEnv(CartPoleEnv):
+    """CartPole; in the workers, and only there, with faults and books.
 
     A `share` of the steps (and of the resets, if they raise) has the `fault`: "raise", "malformed"
     (what is not finite, None or of the wrong shape, in turn) or "" for none. `folder` takes the
-    books.
+    books, faulty steps included.
     """
 
     def __init__(self, folder: str, fault: str = "", share: float = 0.0) -> None:
-        self.observation_space = spaces.Box(-1, 1, (3,), np.float32)
-        self.action_space = spaces.Discrete(2)
+        super().__init__()
         self.fault, self.share = fault, share
         self._books: dict[str, int] = {}
         self._draw = random.Random(os.urandom(8))
-        self._time = self._kind = 0
+        self._kind = 0
         title = Path("/proc/self/cmdline").read_text()
         if "async-dqn worker" in title:
             for book in ("steps", "faults"):
@@ -35,33 +34,28 @@ class TallyEnv(gymnasium.Env):
                 self._books[book] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)
-        self._time = 0
+        observation = super().reset(seed=seed, options=options)
         if self.fault == "raise" and self._is_due():
             raise RuntimeError("injected into reset")
-        return self._observe(), {}
+        return observation
 
     def step(self, action: int) -> tuple[Any, Any, bool, bool, dict]:
-        self._time += 1
-        observation, reward, over = self._observe(), 1.0, self._time == 10
+        observation, reward, *rest = super().step(action)
+        if self._books:
+            os.write(self._books["steps"], b".")
         if self._is_due():
             if self.fault == "raise":
                 raise RuntimeError("injected into step")
             self._kind += 1
             wrong = [(observation * np.nan, 1.0), (observation, None), (observation[:1], 1.0)]
             wrong += [(observation, float("inf")), (None, 1.0), (observation + np.inf, 1.0)]
-            return *wrong[self._kind % len(wrong)], over, False, {}
-        if self._books:
-            os.write(self._books["steps"], b".")
-        return observation, reward, over, False, {}
+            observation, reward = wrong[self._kind % len(wrong)]
+        return observation, reward, *rest
 
     def close(self) -> None:
         for descriptor in self._books.values():
             os.close(descriptor)
         self._books = {}
-
-    def _observe(self) -> np.ndarray:
-        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
 
     def _is_due(self) -> bool:
         due = bool(self._books) and self._draw.random() < self.share
@@ -70,4 +64,4 @@ class TallyEnv(gymnasium.Env):
         return due
 
 
-gymnasium.register("Chaos/Tally-v0", TallyEnv)
+gymnasium.register("Chaos/CartPole-v1", TallyEnv, max_episode_steps=500)

@@ -18,9 +18,10 @@ HUGE = ("--import", "scripted_ids", "--env", "Scripted/HugeReward-v0", "--eval-e
 
 
 def tally(folder: str, *arguments: str) -> tuple[str, ...]:
-    """Options of a run on the environment that keeps its books in `folder`."""
-    environment = ("--import", "benchmarks.chaos.chaos_envs", "--env", "Chaos/Tally-v0")
-    return (*environment, "--env-arg", f"folder={folder!r}", "--eval-every", ENDLESS, *arguments)
+    """Options of a run on the CartPole that keeps its books in `folder`."""
+    environment = ("--import", "benchmarks.chaos.chaos_envs", "--env", "Chaos/CartPole-v1")
+    preset = ("--preset", "cartpole", "--eval-every", ENDLESS)
+    return (*environment, *preset, "--env-arg", f"folder={folder!r}", *arguments)
 
 
 def written(folder: str, book: str) -> int:
