@@ -1,7 +1,10 @@
-"""The trainer killed, interrupted and terminated at random moments (A8, A10, A14)."""
+"""The trainer killed, interrupted and terminated at random moments (A8, A10, A13, A14)."""
 
+import math
 import os
+import random
 import signal
+import statistics
 import time
 
 from async_dqn import checkpoint
@@ -99,3 +102,48 @@ def signals(quick: bool) -> list[Promise]:
             )
         )
     return promises
+
+
+RESUMED = ("--steps", "200_000", "--checkpoint-every", "10_000", "--eval-every", "20_000")
+T_975 = {2: 12.71, 5: 2.776}  # Student's t for a 95 % interval, by number of pairs
+
+
+def resume(quick: bool) -> list[Promise]:
+    """SIGKILLs of the trainer, each followed by a resume, against runs left alone, by seed."""
+    seeds, kills = (2, 1) if quick else (5, 4)
+    differences, wrong = [], 0
+    for seed in range(seeds):
+        alone = Watched("--seed", str(seed), *RESUMED, workers=2)
+        alone.end()
+        run = Watched("--seed", str(seed), *RESUMED, workers=2)
+        place = run  # owns the folder
+        for _ in range(kills):
+            before = scores(run)
+            run.wait_for(lambda run=run, before=before: scores(run) > before)
+            time.sleep(random.uniform(0, 0.3))
+            run.process.kill()
+            run.process.communicate()
+            wait_gone(run.children(), 2)
+            run = Watched("--resume", str(run.run), workers=2, folder=place.folder)
+        run.end()
+        rows = (run.run / "metrics.csv").read_text().splitlines()[1:]
+        steps = [int(row.split(",")[0]) for row in rows]
+        wrong += steps != sorted(set(steps)) or run.result()["steps"] != 200_000
+        differences.append(run.result()["final_mean"] - alone.result()["final_mean"])
+    middle = statistics.mean(differences)
+    half = T_975[seeds] * statistics.stdev(differences) / math.sqrt(seeds)
+    return [
+        Promise(
+            f"A13 CartPole, {seeds} seeds, {kills} SIGKILLs and resumes each: final score less "
+            "that of a run left alone",
+            f"{middle:+.1f} (95 % interval {middle - half:+.1f} to {middle + half:+.1f}); "
+            f"{wrong} runs with steps that go back, or that miss the budget",
+            "not below 0; 0",
+            middle + half >= 0 and not wrong,
+        )
+    ]
+
+
+def scores(run: Watched) -> int:
+    """How many evaluations there were."""
+    return sum(event["event"] == "evaluation" for event in run.events())
