@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from async_dqn.architecture import Architecture
+from async_dqn.layers import Linear
 from async_dqn.noisy import NoisyLinear
 
 Dense = Callable[[int, int], nn.Linear]
@@ -29,7 +30,7 @@ class QOutput(NamedTuple):
 
 def build_head(architecture: Architecture, features: int) -> nn.Module:
     """The head that the architecture names, on `features` inputs."""
-    dense = NoisyLinear if architecture.noisy else nn.Linear
+    dense = NoisyLinear if architecture.noisy else Linear
     actions, atoms = architecture.num_actions, architecture.atoms
     if architecture.head == "actor-critic":
         return ActorCriticHead(features, actions, dense)
@@ -46,7 +47,7 @@ def build_head(architecture: Architecture, features: int) -> nn.Module:
 class LinearHead(nn.Module):
     """Q(s, .) = W features + b."""
 
-    def __init__(self, features: int, num_actions: int, dense: Dense = nn.Linear):
+    def __init__(self, features: int, num_actions: int, dense: Dense = Linear):
         super().__init__()
         self.q = _small(dense(features, num_actions))
 
@@ -57,7 +58,7 @@ class LinearHead(nn.Module):
 class DuelingHead(nn.Module):
     """Q = V + A - mean A (Wang et al. 2016, eq. 9)."""
 
-    def __init__(self, features: int, num_actions: int, dense: Dense = nn.Linear):
+    def __init__(self, features: int, num_actions: int, dense: Dense = Linear):
         super().__init__()
         self.value = _small(dense(features, 1))
         self.advantage = _small(dense(features, num_actions))
@@ -73,7 +74,7 @@ class ActorCriticHead(nn.Module):
     policy and value (O'Donoghue et al. 2017), and the greedy action is the policy's mode.
     """
 
-    def __init__(self, features: int, num_actions: int, dense: Dense = nn.Linear):
+    def __init__(self, features: int, num_actions: int, dense: Dense = Linear):
         super().__init__()
         self.value = _small(dense(features, 1))
         self.policy = _small(dense(features, num_actions))
@@ -87,7 +88,7 @@ class ActorCriticHead(nn.Module):
 class LinearStream(nn.Module):
     """Scores [N, A, atoms] = W features + b."""
 
-    def __init__(self, features: int, num_actions: int, atoms: int, dense: Dense = nn.Linear):
+    def __init__(self, features: int, num_actions: int, atoms: int, dense: Dense = Linear):
         super().__init__()
         self.shape = (num_actions, atoms)
         self.q = _small(dense(features, num_actions * atoms))
@@ -99,7 +100,7 @@ class LinearStream(nn.Module):
 class DuelingStreams(nn.Module):
     """Scores [N, A, atoms], dueling atom by atom as in Rainbow (Hessel et al. 2018, section 3)."""
 
-    def __init__(self, features: int, num_actions: int, atoms: int, dense: Dense = nn.Linear):
+    def __init__(self, features: int, num_actions: int, atoms: int, dense: Dense = Linear):
         super().__init__()
         self.shape = (num_actions, atoms)
         self.value = _small(dense(features, atoms))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from async_dqn.architecture import Architecture
+from async_dqn.layers import LayerNorm, Linear, ReLU, Sequential
 from async_dqn.noisy import NoisyLinear
 
 # Convolution stacks: (channels, kernel, stride) per layer and the width of the dense layer.
@@ -80,7 +81,7 @@ def _vector_torso(architecture: Architecture) -> tuple[nn.Sequential, int]:
     for hidden in architecture.hidden if architecture.network == "mlp" else ():
         layers += _dense(architecture, width, hidden)
         width = hidden
-    return nn.Sequential(*layers), width
+    return Sequential(*layers), width
 
 
 def _image_torso(
@@ -88,7 +89,7 @@ def _image_torso(
 ) -> tuple[nn.Sequential, int]:
     """Convolution layers that give `pixels` numbers, and a dense layer."""
     convolutions = Convolutions(architecture.bfloat16, *layers, nn.Flatten())
-    return nn.Sequential(convolutions, *_dense(architecture, pixels, dense)), dense
+    return Sequential(convolutions, *_dense(architecture, pixels, dense)), dense
 
 
 def _plain_layers(architecture: Architecture, stack) -> tuple[list[nn.Module], int]:
@@ -129,9 +130,9 @@ def _convolution(
 
 
 def _dense(architecture: Architecture, inputs: int, outputs: int) -> list[nn.Module]:
-    linear = (NoisyLinear if architecture.noisy else nn.Linear)(inputs, outputs)
-    norm = [nn.LayerNorm(outputs)] if architecture.layer_norm else []
-    return [linear, *norm, nn.ReLU()]
+    linear = (NoisyLinear if architecture.noisy else Linear)(inputs, outputs)
+    norm = [LayerNorm(outputs)] if architecture.layer_norm else []
+    return [linear, *norm, ReLU()]
 
 
 def _halving_stack(shape: tuple[int, ...]) -> list[tuple[int, int, int]]:

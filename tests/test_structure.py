@@ -15,7 +15,7 @@ FAMILIES = {"algorithms", "peers"}
 FLOORS = (
     # stand alone
     "settings cores returns exploration leases rollout optimizers memory child processes durable"
-    " progress noisy sum_tree statistics document",
+    " progress layers noisy sum_tree statistics document",
     "method combinations parameters metrics replay clock",
     "sections synchronous heartbeats",
     "config",
