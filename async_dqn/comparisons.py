@@ -5,6 +5,7 @@ differ in more than the seed are never one method.
 """
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from async_dqn.config import UserError
+from async_dqn.config import Config, UserError
 from async_dqn.results import (
     COLUMNS,
     FAILED,
@@ -135,7 +136,9 @@ def _told_apart(runs: list[RunResult]) -> list[RunResult]:
     stored = [run.settings for run in runs if "run.seed" in run.settings]
     names = sorted({name for settings in stored for name in settings})
     names = [name for name in names if name.partition(".")[0] not in NO_METHOD]
-    differing = [name for name in names if len({repr(own.get(name)) for own in stored}) > 1]
+    # What an older version did not know yet, it had at the default.
+    stored = [Config().flat() | own for own in stored]
+    differing = [name for name in names if len({json.dumps(own.get(name)) for own in stored}) > 1]
     return [_labelled(run, differing) if "run.seed" in run.settings else run for run in runs]
 
 

@@ -197,6 +197,13 @@ def test_methods_are_told_apart_by_their_settings(tmp_path):
     }
 
 
+def test_a_setting_that_an_older_run_did_not_know_was_at_its_default(tmp_path):
+    write_run(tmp_path / "old", solved(10_000), reached=True)
+    write_run(tmp_path / "new", solved(10_000), reached=True, seed=1, min_workers=1, epochs=1)
+    (comparison,), _, _ = collect([tmp_path])
+    assert {label: len(runs) for label, runs in comparison.methods.items()} == {"async-n-step-q": 2}
+
+
 def test_peers_are_named_and_their_advantage_is_said(tmp_path):
     for k, rate in enumerate([1e-3, 1e-3, 2e-3]):
         run = write_run(tmp_path / str(k), solved(10_000), reached=True, seed=k)
