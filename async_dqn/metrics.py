@@ -201,6 +201,13 @@ class Board:
         summary = Summary(value=entries)
         self._append([Event(wall_time=time.time(), step=step, summary=summary)])
 
+    def text(self, tag: str, text: str, step: int) -> None:
+        """A line of text at the global step `step`."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from torch.utils.tensorboard.summary import text as summary_of
+
+        self._append([Event(wall_time=time.time(), step=step, summary=summary_of(tag, text))])
+
     def hparams(
         self, settings: Mapping[str, Any], results: Mapping[str, float | None], step: int
     ) -> None:

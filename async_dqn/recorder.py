@@ -172,7 +172,7 @@ class Recorder:
         times = {"step": step, "wall_s": wall_s, "cpu_s": cpu_s}
         self._metrics.write({**tags, **self._evaluation, **times})
         workers = {f"async/worker_{k}/fps": fps for k, fps in enumerate(worker_fps)}
-        self._plot({**tags, **workers}, step)
+        self._plot(Board.scalars, {**tags, **workers}, step)
         self._status = replace(
             self._status, training_return=finite(tags.get("rollout/ep_rew_mean"))
         )
@@ -194,7 +194,7 @@ class Recorder:
             "eval/mean_reward": scores.mean,
             "eval/mean_ep_length": scores.mean_length,
         }
-        self._plot(self._evaluation, scores.step)
+        self._plot(Board.scalars, self._evaluation, scores.step)
         mean = finite(scores.mean)
         self.event("evaluation", step=scores.step, episodes=scores.episodes, mean=mean)
         step = max(self._status.step, scores.step)
@@ -219,9 +219,10 @@ class Recorder:
         self._events.write(event, role, index, pid, cause, **extra)
 
     def warn(self, text: str) -> None:
-        """Say it on stderr (above the bar, where there is one) and in events.jsonl."""
+        """Say it on stderr (above the bar, where there is one), in events.jsonl, in TensorBoard."""
         _print_warning(text)
         self.event("warning", cause=text)
+        self._plot(Board.text, "warnings", text, self._status.step)
 
     def result(self, result: Mapping[str, Any]) -> None:
         """Write result.json and the HPARAMS entry; keys from RESULT_KEYS, missing ones null.
@@ -236,11 +237,8 @@ class Recorder:
         if self._display is not None:
             self.drops.attempt(self._display.close)
             self.drops.attempt(print, _closing_line(whole, self.clock is time.monotonic))
-        board = self.open_board()
-        if board is not None:
-            results = {f"result/{name}": whole[name] for name in HPARAM_RESULTS}
-            step = whole["steps"] or 0
-            self.drops.attempt(board.hparams, self._config.flat(), results, step)
+        results = {f"result/{name}": whole[name] for name in HPARAM_RESULTS}
+        self._plot(Board.hparams, self._config.flat(), results, whole["steps"] or 0)
 
     def close(self) -> None:
         """Take down the display and close every file. Idempotent, for every exit path."""
@@ -248,10 +246,11 @@ class Recorder:
             if part is not None:
                 self.drops.attempt(part.close)
 
-    def _plot(self, values: Mapping[str, float | None], step: int) -> None:
+    def _plot(self, write: Callable[..., None], *what: Any) -> None:
+        """Call a method of `Board`."""
         board = self.open_board()
         if board is not None:
-            self.drops.attempt(board.scalars, values, step)
+            self.drops.attempt(write, board, *what)
 
     def _show(self, now: bool = False) -> None:
         if self._display is not None:

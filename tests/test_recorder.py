@@ -91,6 +91,18 @@ def test_tables_have_their_fixed_headers_and_one_row_per_report(run):
     )
 
 
+def test_a_warning_is_a_text_of_tensorboard_at_its_step(run, capsys):
+    log = recorder(run)
+    log.report(70, 1.5, 2.5, {"train/loss": 1.0})
+    log.progress(70, 100, 10.0)
+    log.warn("worker 1 died (SIGSEGV in env.step), restarting")
+    log.close()
+    (point,) = accumulator(run).Tensors("warnings/text_summary")
+    assert point.step == 70
+    assert point.tensor_proto.string_val == [b"worker 1 died (SIGSEGV in env.step), restarting"]
+    assert "warning: worker 1 died" in capsys.readouterr().err
+
+
 def test_missing_and_non_finite_values_stay_empty(run):
     log = recorder(run)
     log.report(5, 1.5, 2.5, {"train/loss": float("nan"), "time/fps": float("inf")})
