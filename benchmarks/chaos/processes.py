@@ -43,7 +43,7 @@ def throughput(kills: int, seconds: float) -> dict:
     for moment in moments:
         time.sleep(max(0.0, begun + moment - time.monotonic()))
         worker = random.randrange(run.workers)
-        os.kill(run.alive("worker", worker), signal.SIGKILL)
+        run.kill("worker", worker)
         time.sleep(0.002)  # its last step may still be on the way
         delays.append(first_step_after(run, worker, int(run.steps[worker]), 10.0))
         dead += delays[-1]
@@ -148,7 +148,7 @@ def hangs(quick: bool) -> list[Promise]:
         while len(delays) < wanted:
             if kind == "stop":
                 worker = random.randrange(run.workers)
-                os.kill(run.alive("worker", worker), signal.SIGSTOP)
+                run.kill("worker", worker, signal.SIGSTOP)
             else:
                 worker = run.wait_for(lambda run=run: _still(run), 120) - 1
             delays.append(first_step_after(run, worker, int(run.steps[worker]), 20.0))
@@ -189,7 +189,7 @@ def _frozen() -> Promise:
 def failures(quick: bool) -> list[Promise]:
     """An environment that always raises: in one of four workers, then in all."""
     one = Watched(*SCRIPTED, "--env-arg", "worker=1", "--steps", "3_000_000", workers=4)
-    code, _ = one.end()
+    code, _ = one.end(900)
     given_up = [e for e in one.events() if "given up" in str(e["cause"])]
     begun = time.monotonic()
     every = Watched(*SCRIPTED, "--steps", ENDLESS, "--eval-every", ENDLESS, workers=4)
@@ -221,7 +221,7 @@ def evaluator(quick: bool) -> list[Promise]:
     delays = []
     for k in range(kills):
         time.sleep(random.uniform(0.2, 1.0))
-        os.kill(run.alive("evaluator"), signal.SIGKILL)
+        run.kill("evaluator")
         begun = time.monotonic()
         run.wait_for(lambda wanted=k + 2: len(run.pids("evaluator")) == wanted)
         delays.append(time.monotonic() - begun)

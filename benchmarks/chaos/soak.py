@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import tempfile
 import time
 from pathlib import Path
@@ -40,7 +39,7 @@ def soak(minutes: float) -> list[Promise]:
         begun, kills, samples = time.monotonic(), 0, []
         while (passed := time.monotonic() - begun) < 60 * minutes:
             time.sleep(10)
-            os.kill(run.alive("worker", random.randrange(2)), signal.SIGKILL)
+            run.kill("worker", random.randrange(2))
             kills += 1
             samples.append((passed / (60 * minutes), *resources(run.process.pid)))
         code, _ = run.stop()

@@ -80,10 +80,15 @@ class Watched(Trainer):
         """Pids of all children ever started."""
         return self.pids("worker") + self.pids("evaluator")
 
-    def alive(self, role: str, index: int | None = None) -> int:
-        """The pid of the living process of a role, as the last event says."""
+    def newest(self, role: str, index: int | None = None) -> int:
+        """The pid of the newest process of a role."""
         started = [e for e in self.events() if e["event"] in ("start", "restart")]
         return [e["pid"] for e in started if e["role"] == role and index in (None, e["index"])][-1]
+
+    def kill(self, role: str, index: int | None = None, number: int = signal.SIGKILL) -> None:
+        """Send a signal to the process of a role, once there is one."""
+        self.wait_for(lambda: is_alive(self.newest(role, index)))
+        os.kill(self.newest(role, index), number)
 
     def deaths(self) -> list[dict]:
         """The events of all deaths so far."""
