@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
@@ -108,9 +108,11 @@ class Child:
         child_end.close()  # with our copy open the end of the pipe would never be seen
 
     def reap(self) -> int:
-        """Collect the dead process; return its exit code."""
+        """Collect the dead process, and what its environment left running; return its exit code."""
         self.process.join()
         code = self.process.exitcode
+        with suppress(ProcessLookupError):  # a group without members is gone
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.close()
         self.pipe.close()
         self.process = self.pipe = None

@@ -34,7 +34,7 @@ class PlainLines:
         """Print a line when one is due, or `now`."""
         if now or self._clock() >= self._next:
             self._next = self._clock() + PLAIN_SECONDS
-            _print(plain_line(status))
+            say(plain_line(status))
 
     def close(self) -> None:
         """Nothing to put away."""
@@ -82,7 +82,7 @@ def display(console: bool) -> Bar | PlainLines | None:
     """The display for this process's stdout; None without `console`."""
     if not console:
         return None
-    return Bar() if sys.stdout.isatty() else PlainLines()
+    return Bar() if sys.stdout is not None and sys.stdout.isatty() else PlainLines()
 
 
 def plain_line(status: Status) -> str:
@@ -113,7 +113,7 @@ def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _print(line: str) -> None:
-    # A reader that left (`| head`), a full disk or a closed stdout must not end the training.
+def say(line: str) -> None:
+    """Print a line now; that nobody reads it (`| head`, a full disk, a closed stdout) is fine."""
     with contextlib.suppress(OSError, ValueError):
         print(line, flush=True)

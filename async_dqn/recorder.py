@@ -30,7 +30,7 @@ from async_dqn.metrics import (
     finite,
     plain,
 )
-from async_dqn.progress import Status, display
+from async_dqn.progress import Status, display, say
 from async_dqn.run_folder import RunFolder
 
 RESULT_KEYS = (
@@ -236,7 +236,7 @@ class Recorder:
         self._write_json("result.json", whole)
         if self._display is not None:
             self.drops.attempt(self._display.close)
-            self.drops.attempt(print, _closing_line(whole, self.clock is time.monotonic))
+            say(_closing_line(whole, self.clock is time.monotonic))
         results = {f"result/{name}": whole[name] for name in HPARAM_RESULTS}
         self._plot(Board.hparams, self._config.flat(), results, whole["steps"] or 0)
 

@@ -47,6 +47,7 @@ class SerialTrainer:
             self._reset()
             while not self._over():
                 self._round()
+                self.signals.arm()
                 if has_diverged(self.store):
                     roll_back(self.run_)
             if self.signals.received is not None or self.run_.reporter.stop_wanted:

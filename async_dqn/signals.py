@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from async_dqn.config import UserError
 
@@ -60,9 +61,13 @@ class StopSignals:
         self.fd, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         self._old_wake = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        self._old = {number: signal.signal(number, self._handle) for number in ENDING}
-        self._old[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._suspend)
+        self._old = self.arm()
         return self
+
+    def arm(self) -> dict[int, Any]:
+        """Set the handlers; those before. An environment made in this process may set its own."""
+        old = {number: signal.signal(number, self._handle) for number in ENDING}
+        return old | {signal.SIGTSTP: signal.signal(signal.SIGTSTP, self._suspend)}
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._old.items():

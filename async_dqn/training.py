@@ -4,12 +4,11 @@ torch is imported only after everything that can be refused was checked, and aft
 server was started, so that both import it at the same time.
 """
 
-import dataclasses
+import contextlib
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,13 @@ import numpy as np
 
 from async_dqn import architecture, checkpoint, envs, processes
 from async_dqn.clock import Times, VirtualClock
-from async_dqn.config import SECTIONS, Config, UserError
+from async_dqn.config import Config, UserError
 from async_dqn.envs import EnvInfo, EnvSpec
 from async_dqn.exploration import schedule
+from async_dqn.progress import say
 from async_dqn.recorder import Recorder
 from async_dqn.replay import least_capacity, segment_length
+from async_dqn.resume import resumed
 from async_dqn.run_folder import RunFolder, check_new_run
 from async_dqn.signals import time_limit
 
@@ -30,24 +31,7 @@ if TYPE_CHECKING:
     from async_dqn.run import Run
     from async_dqn.task import Task
 
-# Settings that fix what the checkpoint's tensors mean.
-FIXED = (
-    "environment.env",
-    "environment.env_arg",
-    "environment.action_bins",
-    "optimizer.optimizer",
-)
-FIXED_SECTIONS = ("network",)
 PROBE_S = 120.0  # for making an environment and a first step
-# Settings of one session, never taken from the run that is resumed.
-PER_SESSION = (
-    "run.resume",
-    "run.runs_dir",
-    "run.run_name",
-    "run.quiet",
-    "environment.import_modules",
-)
-
 Callback = Callable[[Mapping[str, float]], bool | None]
 
 
@@ -77,7 +61,7 @@ def train(
     """
     origin, notes = None, []
     if config.run.resume is not None:
-        config, origin, notes = _resumed(config, explicit)
+        config, origin, notes = resumed(config, explicit)
     if config.parallel.simulate_workers is not None:
         config = _simulated(config, explicit, origin)
     environment = config.environment
@@ -90,9 +74,10 @@ def train(
     )
     if origin is None:
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
-    if config.parallel.mode == "async":
+    if config.parallel.mode != "serial":
         processes.preload(envs.preload_modules(environment.env) if factory is None else [])
-    with time_limit(PROBE_S, f"cannot create env: {spec.name} took more than {PROBE_S:g} s"):
+    late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
+    with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
         info = envs.probe(spec)
     structure = architecture.choose(config, info)
     _check_replay(config)
@@ -103,7 +88,10 @@ def train(
     task = Task(config, spec, info, structure)
     check_machine(task, Path(config.run.runs_dir) if origin is None else origin.path)
     folder = _folder(config, spec, origin)
-    with folder, closing(_recorder(folder, config, info, origin, in_own_process)) as recorder:
+    with (
+        folder,
+        contextlib.closing(_recorder(folder, config, info, origin, in_own_process)) as recorder,
+    ):
         _announce(task, folder, notes)
         try:
             run = Run(task, folder, recorder, origin, callback)
@@ -211,19 +199,19 @@ def _announce(task: "Task", folder: RunFolder, notes: list[str]) -> None:
         return
     for section, settings in config.to_dict().items():
         shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value != {})
-        print(f"{section:12} {shown}")
-    print(_exploration(config))
+        say(f"{section:12} {shown}")
+    say(_exploration(config))
     if info.actions is not None:
-        print(f"actions      {info.num_actions}, each one of {info.actions}")
+        say(f"actions      {info.num_actions}, each one of {info.actions}")
     replay, parallel = config.replay, config.parallel
     if replay.replay != "none":
         capacity = replay.replay_capacity // parallel.workers
-        print(
+        say(
             f"replay       {parallel.workers} shards of {capacity} steps, "
             f"{task.replay_bytes / 1e6:.0f} MB; "
             f"learning begins at step {replay.replay_start}"
         )
-    print(f"run folder   {folder}", flush=True)
+    say(f"run folder   {folder}")
 
 
 def _exploration(config: Config) -> str:
@@ -249,43 +237,3 @@ def _folder(config: Config, spec: EnvSpec, origin: checkpoint.Checkpoint | None)
     checkpoint.clean(folder.checkpoints)
     checkpoint.rewind(folder.checkpoints, origin.step)
     return folder
-
-
-def _resumed(
-    config: Config, explicit: frozenset[str]
-) -> tuple[Config, checkpoint.Checkpoint | None, list[str]]:
-    """Merge the resumed run's settings with the explicit ones; say what changed."""
-    path: str | Path | None = config.run.resume
-    automatic = path == "auto"
-    if automatic:
-        path = checkpoint.newest_run(config.run.runs_dir, config.environment.env)
-        if path is None:
-            return config, None, ["no run to resume; starting a new one"]
-    found = checkpoint.load(checkpoint.resolve(path, fall_back=automatic))
-    stored = Config.from_dict(found.state["config"])
-    merged, notes = {}, []
-    for section in SECTIONS:
-        old, new = getattr(stored, section), getattr(config, section)
-        values = {}
-        for field in dataclasses.fields(old):
-            name, mine = f"{section}.{field.name}", getattr(new, field.name)
-            keep = name not in explicit and name not in PER_SESSION
-            values[field.name] = getattr(old, field.name) if keep else mine
-            if not keep and name not in PER_SESSION and mine != getattr(old, field.name):
-                notes.append(_change(name, getattr(old, field.name), mine))
-        merged[section] = dataclasses.replace(old, **values)
-    config = Config(**merged)
-    if found.step >= config.run.steps:
-        notes.append(f"the budget of {config.run.steps} steps is already met; add --steps")
-    return config, found, notes
-
-
-def _change(name: str, old: Any, new: Any) -> str:
-    """One line for a setting that differs from the resumed run's; refuse what cannot differ."""
-    section, setting = name.split(".")
-    if name in FIXED or section in FIXED_SECTIONS:
-        option = "--" + setting.replace("_", "-")
-        raise UserError(
-            f"checkpoint does not match: {setting} {old} vs {new}; start a new run or drop {option}"
-        )
-    return f"{setting} changed from {old} to {new}"

@@ -7,6 +7,7 @@ is registered by the import alone (`scripted_ids` does that, for --import).
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -296,6 +297,25 @@ class ChangingEnv(ChainEnv):
         super().__init__(7 if "async-dqn " in title else 5)
 
 
+class UnrulyEnv(ChainEnv):
+    """Building it prints, changes the folder, takes signals, and starts a program that stays.
+
+    The pids of builder and program are appended to the file that the variable UNRULY names.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        print("noise", flush=True)
+        os.write(2, b"noise")
+        os.chdir("/")
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        quiet = subprocess.DEVNULL
+        program = subprocess.Popen(["sleep", "600"], stdin=quiet, stdout=quiet, stderr=quiet)
+        with Path(os.environ["UNRULY"]).open("a") as file:
+            file.write(f"{os.getpid()} {program.pid}\n")
+
+
 class UnbuildableEnv(gymnasium.Env):
     """Its constructor raises."""
 
@@ -323,6 +343,7 @@ IDS: dict[str, dict[str, Any]] = {
     "Scripted/SlowToBuild-v0": {"entry_point": "scripted_envs:SlowToBuildEnv"},
     "Scripted/Changing-v0": {"entry_point": "scripted_envs:ChangingEnv"},
     "Scripted/OldGym-v0": {"entry_point": "scripted_envs:OldGymEnv"},
+    "Scripted/Unruly-v0": {"entry_point": "scripted_envs:UnrulyEnv", "max_episode_steps": 50},
     "Scripted/Unbuildable-v0": {"entry_point": "scripted_envs:UnbuildableEnv"},
 } | {
     f"Scripted/Numbered{name}-v0": {

@@ -23,7 +23,7 @@ FLOORS = (
     "architecture spaces env_spec options presets signals run_folder checkpoint_format results",
     "actions loop_env comparisons contenders",
     "heads torsos env_batch checkpoint recorder figures jobs",
-    "networks report speedup",
+    "networks resume report speedup",
     "algorithms envs task",
     # acting and learning
     "collector player preflight",

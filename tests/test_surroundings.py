@@ -1,0 +1,118 @@
+"""What a run must bear from around it: unruly environments, readers that leave, clocks set back."""
+
+import csv
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from async_dqn import checkpoint, training
+from async_dqn.presets import resolve
+from runs import ROOT, SMALL, is_alive
+
+UNRULY = ("--import", "scripted_ids", "--env", "Scripted/Unruly-v0", "--eval-episodes", "2")
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_an_unruly_environment_leaves_no_trace_outside_its_process(tmp_path, mode) -> None:
+    """It prints, changes the folder, takes the signals and starts programs that stay."""
+    command = [sys.executable, ROOT / "launch.py", "--runs-dir", "runs", *UNRULY, *SMALL]
+    trainer = subprocess.Popen(
+        [
+            *command,
+            "--mode",
+            mode,
+            "--steps",
+            "100_000_000",
+            "--checkpoint-every",
+            "1000",
+            "--quiet",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "UNRULY": str(tmp_path / "pids")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/*/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    trainer.send_signal(signal.SIGTERM)
+    out, err = trainer.communicate(timeout=30)
+    own, *others = (line.split() for line in (tmp_path / "pids").read_text().splitlines())
+    assert trainer.returncode == 143
+    assert out.count("noise") == err.count("noise") == 1  # of the one that was tried before
+    (run,) = tmp_path.glob("runs/*/*")
+    assert "noise" in (run / "logs" / "worker-0.log").read_text()
+    assert json.loads((run / "result.json").read_text())["status"] == "stopped"
+    checkpoint.load(checkpoint.resolve(run))
+    assert int(own[0]) == trainer.pid and len(others) >= 8
+    os.kill(int(own[1]), signal.SIGKILL)  # a program of the trainer's own process is not its child
+    assert not [pid for _, pid in others if is_alive(int(pid))]
+
+
+def test_a_signal_reaches_a_run_whose_environments_took_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("UNRULY", str(tmp_path / "pids"))
+    monkeypatch.chdir(tmp_path)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    settings = {"env": "Scripted/Unruly-v0", "import_modules": ("scripted_ids",), "quiet": True}
+    settings |= {"mode": "serial", "workers": 1, "steps": 20_000, "eval_every": 500}
+    settings |= {"envs_per_worker": 2, "eval_episodes": 2, "checkpoint_every": 1000}
+    reported: list[float] = []
+
+    def report(tags) -> None:
+        reported.append(tags["step"])
+        if len(reported) == 2:  # evaluations made environments meanwhile
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    try:
+        outcome = training.train(*resolve({**settings, "runs_dir": "runs"}), callback=report)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for line in (tmp_path / "pids").read_text().splitlines():
+            os.kill(int(line.split()[1]), signal.SIGKILL)
+    assert outcome.exit_code == 143
+    assert (tmp_path / "runs/Scripted-Unruly-v0" / outcome.run.name / "result.json").exists()
+
+
+@pytest.mark.parametrize("redirection", ["| true", "> /dev/full", ">&- 2>&-"])
+def test_whoever_listens_may_leave(tmp_path, redirection) -> None:
+    words = [sys.executable, "launch.py", "--runs-dir", tmp_path, "--mode", "serial"]
+    words += ["--workers", "1", "--steps", "500", "--eval-episodes", "2"]
+    command = f'set -o pipefail; "$@" {redirection}'
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", *map(str, words)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (result,) = tmp_path.glob("*/*/result.json")
+    assert json.loads(result.read_text())["steps"] == 500
+
+
+def test_a_wall_clock_that_is_set_back_does_no_harm(tmp_path, monkeypatch) -> None:
+    now = itertools.count(2e9, -3600.0)
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    settings = {"mode": "serial", "workers": 1, "steps": 20_000, "quiet": True, "hidden": (8,)}
+    settings |= {"envs_per_worker": 8, "eval_every": 10_000, "eval_episodes": 2}
+    outcome = training.train(
+        *resolve({**settings, "runs_dir": str(tmp_path)}), in_own_process=False
+    )
+    assert outcome.exit_code == 0
+    rows = list(csv.DictReader((outcome.run / "metrics.csv").open()))
+    seconds = [float(row["wall_s"]) for row in rows]
+    assert len(rows) >= 2 and seconds == sorted(seconds)
+    result = json.loads((outcome.run / "result.json").read_text())
+    assert result["steps"] == 20_000 and 0 <= result["startup_s"] < result["wall_s"] < 120
+
+
+def test_only_stamps_of_files_come_from_the_wall_clock() -> None:
+    using = [
+        path.stem for path in (ROOT / "async_dqn").rglob("*.py") if "time.time(" in path.read_text()
+    ]
+    assert using == ["metrics"]
