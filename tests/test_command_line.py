@@ -32,6 +32,7 @@ BAD_INPUTS = [
         *("--workers", str(TOO_MANY)),
     ),
     (3, "--steps must be a whole number from 1 (got '0')", "--steps", "0"),
+    (3, "--steps must be a whole number from 1 (got '-1')", "--steps", "-1"),
     (3, "--steps must be a whole number from 1 (got 'nan')", "--steps", "nan"),
     (3, "--steps must be a whole number from 1 (got '1e400')", "--steps", "1e400"),
     (3, "--steps must be a whole number from 1 (got '１')", "--steps", "１"),
@@ -49,6 +50,8 @@ BAD_INPUTS = [
     (4, "--lr must be a number (got 'fast')", "--lr", "fast"),
     (5, "--gamma must be within [0, 1] (got 1.5)", "--gamma", "1.5"),
     (5, "--gamma must be within [0, 1] (got -0.1)", "--gamma", "-0.1"),
+    (6, "--epsilon-final must be within [0, 1] (got 1.5)", "--epsilon-final", "1.5"),
+    (6, "--epsilon-final must be within [0, 1] (got -0.1)", "--epsilon-final", "-0.1"),
     (6, "--epsilon-final must be within [0, 1] (got nan)", "--epsilon-final", "nan"),
     (
         6,
@@ -88,6 +91,7 @@ BAD_INPUTS = [
     ),
     (10, "--seed must be within [0, 2^63) (got -1)", "--seed", "-1"),
     (10, f"--seed must be within [0, 2^63) (got {2**70})", "--seed", str(2**70)),
+    (20, "device 'tpu' is not available (found: cpu)", "--device", "tpu"),
     (20, "device 'cuda:7' is not available (found: cpu)", "--device", "cuda:7"),
     (
         21,
@@ -111,30 +115,44 @@ def test_bad_input_is_one_line_and_exit_2(row, message, arguments, tmp_path, mon
     assert not list(tmp_path.iterdir()), "something was written"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../../etc/x",
-        "/abs",
-        "a/b",
-        ".",
-        "..",
-        "a\0",
-        "x" * 101,
-        "%2e",
-        "a\\b",
-        "~",
-        "CON",
-        "é",
-        "a\n",
-    ],
-)
+LEADING_OUT = ["../../etc/x", "../x", "..", ".", "/abs", "/", "//x", "a/b", "a/", "a/../b", "./a"]
+LEADING_OUT += ["~", "~root", "~/x", "%2e", "%2e%2e%2fx", "..%2fx", "a\\b", "\\\\host\\x", "C:\\x"]
+UNCLEAN = [
+    "a\0",
+    "\0",
+    "a\n",
+    "a\r",
+    "a\tb",
+    "a b",
+    " a",
+    "-a",
+    "_a",
+    ".hidden",
+    "x" * 101,
+    "x" * 300,
+]
+UNCLEAN += [
+    "CON",
+    "con.txt",
+    "NUL",
+    "LPT9.log",
+    "é",
+    "．．",
+    "a\u202eb",
+    "a:b",
+    "$HOME",
+    "$(id)",
+    ";",
+]
+
+
+@pytest.mark.parametrize("name", LEADING_OUT + UNCLEAN)
 def test_run_names_stay_inside(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main([f"--run-name={name}"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.endswith("\n")
-    assert not list(tmp_path.iterdir())
+    assert error.startswith("error: run name ") and error.count("\n") == 1
+    assert error.endswith("\n") and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,8 @@ class TestSpaces:
         [
             (spaces.Dict(a=spaces.Dict(b=spaces.Text(3))), r".* holds Text.*\['a'\]\['b'\]"),
             (spaces.Tuple([spaces.Discrete(4097)]), r".* holds Discrete\(4097\) at \[0\]"),
+            (spaces.Sequence(spaces.Discrete(2)), r"Sequence\(\.\.\.\)"),
+            (spaces.Graph(spaces.Box(0, 1, (2,)), None), r"Graph\(\.\.\.\)"),
             (spaces.Text(3), r"Text\(\.\.\.\)"),
             (spaces.MultiDiscrete([2048, 2049]), "MultiDiscrete"),
             (spaces.Box(0, 1, (0,)), r"Box\(0,\)"),
