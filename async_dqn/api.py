@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from async_dqn import architecture, checkpoint, envs, training
 from async_dqn.actions import action_table
 from async_dqn.algorithms import build_algorithm
-from async_dqn.config import Config, UserError
+from async_dqn.config import UserError
 from async_dqn.env_spec import EnvInfo, EnvSpec
 from async_dqn.networks import State
 from async_dqn.parameters import FlatNetwork, flat_vector
 from async_dqn.player import Player
 from async_dqn.presets import resolve
+from async_dqn.resume import stored_config
 from async_dqn.spaces import row_writer, split_batch
 from async_dqn.task import CONFIRMATION, Task
 
@@ -79,9 +80,7 @@ class AsyncDQN:
         if outcome.exit_code == 130:
             raise KeyboardInterrupt
         if outcome.exit_code:
-            raise RuntimeError(
-                f"training stopped with exit code {outcome.exit_code}; see {outcome.run}"
-            )
+            raise RuntimeError(outcome.error)
         return self
 
     def predict(
@@ -155,7 +154,7 @@ class AsyncDQN:
         found = checkpoint.load(checkpoint.resolve(path))
         agent = cls.__new__(cls)
         # A stored configuration is never trusted for imports.
-        agent.config = Config.from_dict(found.state["config"]).with_settings({"import_modules": ()})
+        agent.config = stored_config(found).with_settings({"import_modules": ()})
         agent._explicit = frozenset()
         agent._factory = None if env is None or isinstance(env, str) else env
         agent.run = Path(path)

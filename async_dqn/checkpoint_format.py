@@ -33,10 +33,11 @@ COUNTERS = (
     "restarts",
     "cpu_ns",
     "target_step",
+    "target_refreshes",
     "next_incarnation",
 )
 MAX_FILES = 16
-MAX_JSON_BYTES = 2**24
+MAX_MANIFEST_BYTES = 2**20
 MAX_HEADER_BYTES = 2**20
 _STEM = re.compile(r"[a-z][a-z0-9_]*")
 _FILE = re.compile(r"[a-z][a-z0-9_]*\.(safetensors|json)")
@@ -52,6 +53,12 @@ class Checkpoint(NamedTuple):
     step: int
     state: dict[str, Any]
     tensors: dict[str, dict[str, np.ndarray]]
+
+
+def of_worker(tensors: Mapping[str, np.ndarray], worker: int) -> dict[str, np.ndarray]:
+    """Those whose names begin with `worker_<number>.`, by the rest of their names."""
+    prefix = f"worker_{worker}."
+    return {n.removeprefix(prefix): array for n, array in tensors.items() if n.startswith(prefix)}
 
 
 class Damage(Exception):
@@ -128,7 +135,7 @@ def decode(path: Path) -> Checkpoint:
 
 def read_verified(path: Path) -> dict[str, bytes]:
     """Contents of the files in the manifest; raises Damage unless size and SHA-256 agree."""
-    manifest = _from_json("manifest.json", read_file(path, "manifest.json", MAX_JSON_BYTES))
+    manifest = _from_json("manifest.json", read_file(path, "manifest.json", MAX_MANIFEST_BYTES))
     entries = manifest.get("files")
     if set(manifest) != {"files"} or not isinstance(entries, dict) or "state.json" not in entries:
         raise Damage("manifest.json: not a manifest")

@@ -125,6 +125,10 @@ def receive(connection: Connection) -> dict[str, Any] | None:
         return None
 
 
+class Hopeless(Exception):
+    """What goes wrong in a child, and would again in the next one."""
+
+
 def report_failure(run: Callable[[], None], pipe: RecordPipe) -> None:
     """Run a child's body; an exception goes to its log, its last line to the trainer; exit 1."""
     try:
@@ -134,5 +138,7 @@ def report_failure(run: Callable[[], None], pipe: RecordPipe) -> None:
 
         traceback.print_exc()
         sys.stderr.flush()
-        pipe.send({"kind": "failure", "cause": f"{type(error).__name__}: {error}"[:500]})
+        is_hopeless = isinstance(error, Hopeless)
+        cause = str(error) if is_hopeless else f"{type(error).__name__}: {error}"
+        pipe.send({"kind": "failure", "cause": cause[:500], "is_hopeless": is_hopeless})
         os._exit(1)

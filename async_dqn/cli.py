@@ -77,7 +77,10 @@ def train(argv: Sequence[str]) -> int:
         config, explicit = resolve({**given, "workers": best_workers(given, sources)}, *sources)
     from async_dqn import training
 
-    return training.train(config, explicit).exit_code
+    outcome = training.train(config, explicit)
+    if outcome.error:
+        print(f"error: {one_line(outcome.error)}", file=sys.stderr)
+    return outcome.exit_code
 
 
 def _print_version() -> int:

@@ -6,7 +6,6 @@ or the target network's, may be where nothing finite comes from any more.
 
 import torch
 
-from async_dqn.checkpoint import marked
 from async_dqn.parameters import FAILING, ParameterStore
 from async_dqn.run import Run
 
@@ -25,10 +24,9 @@ def roll_back(run: Run, allowed: bool = True) -> None:
     """
     store, step = run.store, run.store.steps
     if run.rolled_back or not allowed:
-        good = marked(run.folder.checkpoints, "latest")
         raise FloatingPointError(
             f"training diverged at step {step:,}: gradients are not finite; last good checkpoint: "
-            f"{good.name if good else 'none'}; lower --lr or --reward-scale"
+            f"{run.last_checkpoint}; lower --lr or --reward-scale"
         )
     run.rolled_back = True
     vector = torch.zeros_like(store.theta)

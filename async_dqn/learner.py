@@ -10,6 +10,7 @@ import torch
 
 from async_dqn.algorithms import build_algorithm
 from async_dqn.algorithms.rollout_passes import Loss
+from async_dqn.child import Hopeless
 from async_dqn.collector import Collector
 from async_dqn.envs import make_vector
 from async_dqn.optimizers import Optimizer
@@ -51,7 +52,7 @@ class Learner:
             for info in (self.envs.info, task.info)
         )
         if seen != known:
-            raise RuntimeError(f"this worker sees {seen}; the trainer saw {known}")
+            raise Hopeless(f"sees {seen}; the trainer saw {known}")
         self.collector = Collector(
             self.envs,
             self.algorithm,

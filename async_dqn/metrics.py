@@ -34,6 +34,8 @@ GLOBAL_TAGS = (
     "async/target_lag_steps",
     "async/restarts",
     "async/skipped_updates",
+    "async/env_errors",
+    "async/retired_workers",
 )
 METRICS_HEADER = ("step", "wall_s", "cpu_s", *GLOBAL_TAGS)
 EVALUATIONS_HEADER = ("step", "wall_s", "cpu_s", "episodes", "mean", "std", "min", "max")

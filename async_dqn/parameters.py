@@ -7,6 +7,7 @@ counter that several processes increment loses increments.
 
 import math
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -97,20 +98,27 @@ def named_tensors(net: nn.Module, vector: torch.Tensor) -> dict[str, NDArray[np.
 
 
 def flat_vector(net: nn.Module, tensors: dict[str, NDArray[np.float32]]) -> torch.Tensor:
-    """The inverse of `named_tensors`. Raises ValueError on a missing, extra or misshapen tensor."""
+    """The inverse of `named_tensors`. Raises ValueError as `check_named` does."""
     expected = {name: tuple(p.shape) for name, p in net.named_parameters()}
-    for name in expected.keys() ^ tensors.keys():
-        raise ValueError(f"tensor {name} is {'missing' if name in expected else 'unexpected'}")
+    check_named(expected, tensors)
     vector, start = torch.zeros(padded_size(net)), 0
     for name, shape in expected.items():
-        if tensors[name].shape != shape:
-            raise ValueError(
-                f"tensor {name} is {list(tensors[name].shape)}, expected {list(shape)}"
-            )
         count = math.prod(shape)
         vector[start : start + count] = torch.from_numpy(tensors[name]).flatten()
         start += count
     return vector
+
+
+def check_named(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, NDArray]) -> None:
+    """Raise ValueError on a missing, extra, misshapen or not float32 tensor."""
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        raise ValueError(f"tensor {name} is {'missing' if name in expected else 'unexpected'}")
+    for name, shape in expected.items():
+        found = tensors[name]
+        if found.shape != shape:
+            raise ValueError(f"tensor {name} is {list(found.shape)}, expected {list(shape)}")
+        if found.dtype != np.float32:
+            raise ValueError(f"tensor {name} is {found.dtype}, expected float32")
 
 
 class DoubleBuffer:
@@ -209,6 +217,11 @@ class ParameterStore:
         return float(self._multipliers[1])
 
     @property
+    def learning_rate_multiplier(self) -> float:
+        """Factor on every learning rate, written by the trainer."""
+        return float(self._multipliers[0])
+
+    @property
     def _updates_of_others(self) -> int:
         return self.updates - int(self.slot[UPDATES])
 
@@ -260,7 +273,7 @@ class ParameterStore:
         if max_staleness is not None and staleness > max_staleness:
             self.slot[SKIPPED] += 1
             return staleness
-        lr *= float(self._multipliers[0])
+        lr *= self.learning_rate_multiplier
         if staleness_scaling:
             lr /= max(1, staleness)
         self.optimizer.step(self.theta, gradient, self.state, lr, self.updates)

@@ -5,8 +5,10 @@ import resource
 import shutil
 from pathlib import Path
 
+from async_dqn.checkpoint_format import Checkpoint, of_worker
 from async_dqn.config import UserError
-from async_dqn.parameters import padded_size
+from async_dqn.parameters import check_named, flat_vector, padded_size
+from async_dqn.resume import stored_config
 from async_dqn.task import Task
 
 CHECKPOINTS = 3  # the last one, the best, and one that is being written
@@ -24,6 +26,26 @@ def check_machine(task: Task, folder: Path) -> None:
     owners = 1 if task.shared_state else task.config.parallel.workers
     vectors = 2 + owners * task.optimizer().rows  # parameters, target network, optimiser
     _check_room(folder, CHECKPOINTS * (4 * size * vectors + stored))
+
+
+def check_tensors(task: Task, found: Checkpoint) -> None:
+    """Whether a run can go on from what the checkpoint holds; raises UserError."""
+    net, tensors = task.network(), found.tensors
+    shape = (padded_size(net),)
+    workers = stored_config(found).parallel.workers
+    try:
+        for stem in ("model", "target"):
+            flat_vector(net, tensors.get(stem, {}))
+        check_named(dict.fromkeys(task.state_names(workers), shape), tensors.get("optimizer", {}))
+        shard = task.replay_shard() if "replay" in tensors else None
+        for worker in range(task.config.parallel.workers if shard is not None else 0):
+            own = of_worker(tensors["replay"], worker)
+            if own:
+                shard.check_state(own)
+    except ValueError as error:
+        raise UserError(
+            f"checkpoint does not match: {error}; start a new run without --resume"
+        ) from None
 
 
 def _check_files(workers: int) -> None:

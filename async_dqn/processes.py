@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -17,10 +17,13 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from async_dqn.child import receive
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 MAX_FAILURES = 10  # of a child in a row
 PROGRESS_STEPS = 1000  # what ends the row
 LONGEST_PAUSE_S = 10.0
+NAMES = {number.value: number.name for number in signal.Signals}
 PRELOADED = ("async_dqn.worker", "async_dqn.evaluator")
 
 
@@ -99,6 +102,11 @@ class Child:
         """Such as "worker 3"; there is one evaluator."""
         return f"worker {self.index}" if self.role == "worker" else self.role
 
+    @property
+    def failed_often(self) -> str:
+        """How often in a row, for messages."""
+        return "failed once" if self.failures == 1 else f"failed {self.failures} times"
+
     def start(self, target: Callable[..., None], arguments: tuple, child_end: Connection) -> None:
         """Start the next incarnation; main thread only (the parent-death signal follows it)."""
         self.started_at = time.monotonic()
@@ -106,6 +114,15 @@ class Child:
         with interrupts_blocked():
             self.process.start()
         child_end.close()  # with our copy open the end of the pipe would never be seen
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What it has sent so far; the end of the pipe (its last writer is gone) closes it."""
+        while not self.pipe.closed and self.pipe.poll():
+            record = receive(self.pipe)
+            if record is None:
+                self.pipe.close()
+                return
+            yield record
 
     def reap(self) -> int:
         """Collect the dead process, and what its environment left running; return its exit code."""
@@ -117,6 +134,13 @@ class Child:
         self.pipe.close()
         self.process = self.pipe = None
         return code
+
+    def settle(self, code: int, phase: str) -> str:
+        """Settle the `cause` of its death: what is known of it, else how it ended; with details."""
+        how = f"{NAMES.get(-code, f'exit {code}')} in {phase}"
+        unasked = code == -signal.SIGKILL and not self.cause  # the trainer's kills have a cause
+        self.cause = self.cause or how + unasked * ", probably out of memory"
+        return f"{self.cause} ({how})"
 
     def failed(self, progress: int, most: int = MAX_FAILURES) -> None:
         """Count a failure: start again at once, then after 0.1 to 10 s; after `most` never.
@@ -136,3 +160,10 @@ class Child:
             os.killpg(self.process.pid, number)
         except ProcessLookupError:  # not yet in its own group, or gone
             self.process.kill() if number == signal.SIGKILL else self.process.terminate()
+
+
+def why_gone(workers: Iterable[Child]) -> str:
+    """How many were given up, and the cause of the last."""
+    workers = list(workers)
+    *_, last = gone = [worker for worker in workers if worker.retired]
+    return f"{len(gone)} of {len(workers)} workers {last.failed_often} (last: {last.cause})"

@@ -7,17 +7,13 @@ counted and warned of once; it never stops training (`metrics.Drops`).
 import contextlib
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-import async_dqn
 from async_dqn.config import Config
 from async_dqn.durable import replace_file
 from async_dqn.metrics import (
@@ -32,6 +28,7 @@ from async_dqn.metrics import (
 )
 from async_dqn.progress import Status, display, say
 from async_dqn.run_folder import RunFolder
+from async_dqn.versions import git_revision, versions
 
 RESULT_KEYS = (
     "status",
@@ -46,9 +43,10 @@ RESULT_KEYS = (
     "restarts",
     "seconds_to_threshold",
     "steps_to_threshold",
+    "env_errors",
+    "retired_workers",
 )
 HPARAM_RESULTS = ("final_mean", "best_mean", "seconds_to_threshold", "steps_to_threshold")
-LIBRARIES = ("torch", "numpy", "gymnasium", "ale-py", "minatar", "safetensors", "tensorboard")
 
 
 class Scores(Protocol):
@@ -266,32 +264,6 @@ def _closing_line(result: Mapping[str, Any], is_real: bool = True) -> str:
     seconds = "{wall_s:.1f} s" if is_real else "{wall_s:.3g} simulated s"
     ended = f"{{status}} after {seconds} and {{steps}} steps".format_map(result)
     return f"{ended}: final score {result['final_mean']}, best {result['best_mean']}"
-
-
-def git_revision() -> str | None:
-    """The commit this program runs from; None unless it runs from a checkout."""
-    root = Path(async_dqn.__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # else git would find a repository further up
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of Python, of this program and of the libraries (None: not installed)."""
-    own = {"python": platform.python_version(), "async_dqn": async_dqn.__version__}
-    return {**own, **{name: _version(name) for name in LIBRARIES}}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _print_warning(text: str) -> None:

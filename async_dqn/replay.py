@@ -180,7 +180,7 @@ class ReplayShard:
 
         Raises ValueError, and changes nothing, where names, types, shapes or sizes do not fit.
         """
-        self._check(arrays)
+        self.check_state(arrays)
         *_, self._head, self._opened, self._pending = arrays["position"].tolist()
         for name, array in self._fields.items():
             array[: self._used] = arrays[name]
@@ -244,7 +244,7 @@ class ReplayShard:
         stored, finals = zip(*found)
         return np.array(stored), np.stack(finals)
 
-    def _check(self, arrays: Mapping[str, NDArray]) -> None:
+    def check_state(self, arrays: Mapping[str, NDArray]) -> None:
         """Raise ValueError where `arrays` is not the state of a shard like this one."""
         own = self.state()
         if set(arrays) != set(own):

@@ -52,7 +52,7 @@ class Reporter:
         """Whether a second has passed since the last report (less where workers are simulated)."""
         return self.recorder.session_s - self._last[0] >= self.interval_s
 
-    def report(self, cpu_s: float, restarts: int) -> None:
+    def report(self, cpu_s: float, restarts: int, retired: int) -> None:
         """Write one row over the time since the last one; never two rows for one step."""
         then, old_steps, old_updates, old_workers = self._last
         now, steps, updates, workers = self._last = (self.recorder.session_s, *self._counts())
@@ -60,7 +60,8 @@ class Reporter:
         self.steps_per_second = (steps - old_steps) / seconds
         if steps > self._reported_step:
             self._reported_step = steps
-            tags = self._tags(steps, (updates - old_updates) / seconds, restarts)
+            tags = self._tags(steps, (updates - old_updates) / seconds)
+            tags |= {"async/restarts": restarts, "async/retired_workers": retired}
             speeds = [(new - old) / seconds for new, old in zip(workers, old_workers)]
             self.recorder.report(steps, self.recorder.wall_s, cpu_s, tags, speeds)
             self.worker_speeds = speeds
@@ -77,16 +78,17 @@ class Reporter:
         workers = self.store.slots[: self.task.config.parallel.workers, STEPS]
         return self.store.steps, self.store.updates, workers.tolist()
 
-    def _tags(self, steps: int, updates_per_second: float, restarts: int) -> dict[str, float]:
+    def _tags(self, steps: int, updates_per_second: float) -> dict[str, float]:
         statistics, self._statistics = self._statistics, Statistics()
         tags = {
             "rollout/exploration_rate": float(self._exploration.at(steps).mean()),
             "time/fps": self.steps_per_second,
             "time/updates_per_second": updates_per_second,
-            "train/learning_rate": self.task.learning_rate(steps),
+            "train/learning_rate": self.task.learning_rate(steps)
+            * self.store.learning_rate_multiplier,
             "async/target_lag_steps": steps - self.store.target.step,
-            "async/restarts": restarts,
             "async/skipped_updates": self.store.total(SKIPPED),
+            "async/env_errors": self.store.total(ENV_ERRORS),
             **statistics.means(),
         }
         if self._episodes:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from async_dqn import checkpoint
+from async_dqn.checkpoint_format import COUNTERS
 from async_dqn.config import SECTIONS, Config, UserError
 
 # Settings that fix what the checkpoint's tensors mean.
@@ -36,7 +37,8 @@ def resumed(
         if path is None:
             return config, None, ["no run to resume; starting a new one"]
     found = checkpoint.load(checkpoint.resolve(path, fall_back=automatic))
-    stored = Config.from_dict(found.state["config"])
+    stored = stored_config(found)
+    _check_state(found)
     merged, notes = {}, []
     for section in SECTIONS:
         old, new = getattr(stored, section), getattr(config, section)
@@ -63,3 +65,41 @@ def _change(name: str, old: Any, new: Any) -> str:
             f"checkpoint does not match: {setting} {old} vs {new}; start a new run or drop {option}"
         )
     return f"{setting} changed from {old} to {new}"
+
+
+def stored_config(found: checkpoint.Checkpoint) -> Config:
+    """The settings of the run that made a checkpoint; raises UserError."""
+    sections = found.state.get("config")
+    if not isinstance(sections, dict) or not all(isinstance(s, dict) for s in sections.values()):
+        raise _no_run(found, "config")
+    return Config.from_dict(sections)
+
+
+def _check_state(found: checkpoint.Checkpoint) -> None:
+    """Whether all is there that a run goes on from; counters that are there are sound."""
+    state = found.state
+    for name in set(COUNTERS) - set(state):
+        raise _no_run(found, name)
+    mark, factor = state.get("threshold_at", ()), state.get("lr_multiplier", 1.0)
+    sound = {
+        "wall_s": _is_number(state.get("wall_s")),
+        "best_mean": state.get("best_mean", ()) is None or _is_number(state.get("best_mean")),
+        "threshold_at": mark is None
+        or (isinstance(mark, list) and len(mark) == 2 and all(map(_is_number, mark))),
+        "lr_multiplier": _is_number(factor) and 0 < factor <= 1,
+        "env_info": isinstance(state.get("env_info", {}), dict),
+    }
+    for name in sound:
+        if not sound[name]:
+            raise _no_run(found, name)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _no_run(found: checkpoint.Checkpoint, name: str) -> UserError:
+    return UserError(
+        f"{found.path.name} is no checkpoint of a run (its state has no sound {name}); "
+        "choose another"
+    )

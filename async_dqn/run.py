@@ -15,7 +15,6 @@ import torch
 
 from async_dqn import checkpoint as checkpoints
 from async_dqn.checkpoint import Checkpoint, Tensors
-from async_dqn.config import UserError
 from async_dqn.evaluator import Evaluation
 from async_dqn.memory import SharedBlock
 from async_dqn.parameters import (
@@ -30,10 +29,13 @@ from async_dqn.parameters import (
     flat_vector,
     named_tensors,
 )
-from async_dqn.recorder import Recorder, versions
+from async_dqn.recorder import Recorder
 from async_dqn.reports import Callback, Reporter
+from async_dqn.resume import stored_config
 from async_dqn.run_folder import RunFolder, cap_logs
+from async_dqn.signals import tell
 from async_dqn.task import Task
+from async_dqn.versions import versions
 
 # Counters that cumulate over the sessions of a run, by their names in state.json.
 TOTALS = {
@@ -71,7 +73,8 @@ class Run:
         self.reached: Evaluation | None = None
         self.threshold_at: tuple[float, int] | None = None  # (seconds, step)
         self.startup_s: float | None = None
-        self.restarts = 0
+        self.restarts = self.retired = 0
+        self.cause: str | None = None  # of an early end
         self.rolled_back = False
         self.unsaved, self._retry_at = "", math.inf  # why the last checkpoint was not saved
         self.first_incarnation = 0
@@ -95,7 +98,7 @@ class Run:
         if self.startup_s is None and self.store.updates > self._first_update:
             self.startup_s = self.recorder.session_s
         if self.reporter.due():
-            self.reporter.report(self.cpu_s, self.restarts)
+            self.reporter.report(self.cpu_s, self.restarts, self.retired)
             cap_logs(self.folder.logs)
         if self.checkpoint_due() or time.monotonic() >= self._retry_at:
             self.checkpoint(("latest",))
@@ -152,13 +155,23 @@ class Run:
             self.store.theta.copy_(self._decisive)  # the run ends with the evaluated parameters
             self.final = self.reached
             status = status or THRESHOLD
-        status = status or DONE
-        self.reporter.report(self.cpu_s, self.restarts)
+        status, self.cause = status or DONE, cause
+        self.reporter.report(self.cpu_s, self.restarts, self.retired)
         self.checkpoint(("latest",))
         self.recorder.event("stop", role="supervisor", cause=cause or status)
         self.recorder.result(self._result(status))
 
+    def abandon(self) -> None:
+        """Say what is left when the trainer leaves at once; in a signal handler."""
+        tell(f"error: stopped without saving; last checkpoint {self.last_checkpoint}")
+
     # Checkpoints
+
+    @property
+    def last_checkpoint(self) -> str:
+        """Its name, for messages."""
+        path = checkpoints.marked(self.folder.checkpoints, "latest")
+        return path.name if path else "none"
 
     def checkpoint(
         self,
@@ -208,12 +221,8 @@ class Run:
 
         Of the first `workers` workers (default: all).
         """
-        shared = self.task.shared_state
-        return {
-            f"row_{k}" if shared else f"worker_{worker}.row_{k}": row
-            for worker, state in enumerate(self.store.states[:workers])
-            for k, row in enumerate(state)
-        }
+        names = self.task.state_names(workers or self.task.config.parallel.workers)
+        return dict(zip(names, self.store.states.flatten(0, 1)))
 
     def _state(self, step: int) -> dict[str, Any]:
         """All that a resumed run needs beside the tensors."""
@@ -228,6 +237,7 @@ class Run:
             "restarts": self.restarts,
             "next_incarnation": incarnation,
             "wall_s": self.recorder.wall_s,
+            "lr_multiplier": self.store.learning_rate_multiplier,
             "best_mean": self.best,
             "threshold_at": self.threshold_at,
             "config": self.task.config.to_dict(),
@@ -237,23 +247,21 @@ class Run:
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint into the block bit for bit; raises UserError if it does not fit."""
+        """Put a checkpoint, which fits (`preflight`), into the block bit for bit."""
         net, state = self.network.net, checkpoint.state
-        try:
-            self.store.theta.copy_(flat_vector(net, checkpoint.tensors["model"]))
-            self.network.vector.copy_(flat_vector(net, checkpoint.tensors["target"]))
-            # Workers keep their state by number. --workers may have changed: those that are new
-            # start from 0, as at the start of a run; rows of those that are gone are dropped.
-            stored_workers = state["config"]["parallel"]["workers"]
-            for name, row in self._optimizer_rows(stored_workers).items():
-                row.copy_(torch.from_numpy(checkpoint.tensors["optimizer"][name]).view_as(row))
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"checkpoint does not match: {error}; start a new run without --resume"
-            ) from error
+        self.store.theta.copy_(flat_vector(net, checkpoint.tensors["model"]))
+        self.network.vector.copy_(flat_vector(net, checkpoint.tensors["target"]))
+        # Workers keep their state by number. --workers may have changed: those that are new
+        # start from 0, as at the start of a run; rows of those that are gone are dropped.
+        stored = stored_config(checkpoint)
+        for name, row in self._optimizer_rows(stored.parallel.workers).items():
+            row.copy_(torch.from_numpy(checkpoint.tensors["optimizer"][name]))
         self.store.target.publish(self.network.vector, state["target_step"])
         for name, word in TOTALS.items():
             self.store.slot[word] = state[name]
+        if stored.optimizer.lr == self.task.config.optimizer.lr:  # a new one holds as it is given
+            self.block["multipliers"][0] = state.get("lr_multiplier", 1.0)
+            self.rolled_back = self.store.learning_rate_multiplier < 1
         self.best = state["best_mean"]
         self._refreshes_before = state["target_refreshes"] - 1  # the one just published again
         self.restarts = state["restarts"]
@@ -277,4 +285,6 @@ class Run:
             "restarts": self.restarts,
             "seconds_to_threshold": seconds,
             "steps_to_threshold": step,
+            "env_errors": self.store.total(ENV_ERRORS),
+            "retired_workers": self.retired,
         }

@@ -11,7 +11,8 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -35,9 +36,10 @@ class RunFolder:
     path as the user wrote it.
     """
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int, made: Sequence[Path] = ()) -> None:
         """Internal: use `create` or `open`."""
         self._shown, self._lock = path, lock
+        self._made = [Path(os.path.abspath(folder)) for folder in made]
         self.path = Path(os.path.abspath(path))
         self.name = self.path.name
         self.checkpoints = self.path / "checkpoints"
@@ -56,9 +58,9 @@ class RunFolder:
         numbered = (f"{algorithm}-s{seed}-{k}" for k in itertools.count(1))
         names: Iterable[str] = numbered if run_name is None else [run_name]
         for path in (Path(runs_dir, env_folder(env_name), name) for name in names):
-            lock = _claim(path)
-            if lock is not None:
-                return cls(path, lock)
+            claim = _claim(path)
+            if claim is not None:
+                return cls(path, *claim)
         raise _taken(path)
 
     @classmethod
@@ -77,6 +79,12 @@ class RunFolder:
             raise _in_use(path)
         _make_folders([path / "logs"])
         return cls(path, lock)
+
+    def discard(self) -> None:
+        """Remove a new run that came to nothing: it has no checkpoint. Keeps all else."""
+        if self.path in self._made and not any(self.checkpoints.iterdir()):
+            shutil.rmtree(self.path)
+            _remove_folders(self._made[:-1])
 
     def close(self) -> None:
         """Give the lock back. Idempotent."""
@@ -154,8 +162,11 @@ def _is_plain_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _claim(path: Path) -> int | None:
-    """Create and lock the run folder `path`; None when it is, or just became, another's."""
+def _claim(path: Path) -> tuple[int, list[Path]] | None:
+    """Create and lock the run folder `path`; None when it is, or just became, another's.
+
+    Returns the lock and the folders that are new.
+    """
     if not _is_free(path):
         return None
     made = _make_folders([path.parent.parent, path.parent, path])
@@ -164,7 +175,7 @@ def _claim(path: Path) -> int | None:
         lock = _lock(path)
         if lock is not None and _is_free(path):
             _make_folders([path / "checkpoints", path / "logs"])
-            return lock
+            return lock, made
     except UserError:
         _remove_folders(made)
         raise

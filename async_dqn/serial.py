@@ -10,12 +10,13 @@ from collections.abc import Generator, Mapping
 import numpy as np
 import torch
 
+from async_dqn.checkpoint_format import of_worker
 from async_dqn.divergence import has_diverged, roll_back
 from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.learner import Learner
 from async_dqn.parameters import ParameterStore
 from async_dqn.run import STOPPED, Run
-from async_dqn.signals import StopSignals
+from async_dqn.signals import STOPPING, StopSignals
 
 
 class SerialTrainer:
@@ -42,7 +43,7 @@ class SerialTrainer:
         """Train until the budget, the threshold or a signal ends it."""
         torch.set_num_threads(1)  # another number rounds sums differently
         quiet = np.errstate(over="ignore", invalid="ignore")  # gradients are checked
-        with quiet, StopSignals(force=lambda: None) as self.signals:
+        with quiet, StopSignals(self.run_.abandon, note=STOPPING) as self.signals:
             self.run_.recorder.open_board()
             self._reset()
             while not self._over():
@@ -51,7 +52,7 @@ class SerialTrainer:
                 if has_diverged(self.store):
                     roll_back(self.run_)
             if self.signals.received is not None or self.run_.reporter.stop_wanted:
-                self.run_.finish(STOPPED)
+                self.run_.finish(STOPPED, cause=self.signals.words)
                 return self.signals.exit_code
             if not self.run_.reached:
                 self._evaluate(final=True)
@@ -100,8 +101,7 @@ class SerialTrainer:
     def _restore_replay(self, stored: Mapping[str, np.ndarray]) -> None:
         """Fill the shards from a checkpoint; a run without one starts with empty ones."""
         for worker, learner in enumerate(self.learners):
-            prefix = f"worker_{worker}."
-            own = {n.removeprefix(prefix): a for n, a in stored.items() if n.startswith(prefix)}
+            own = of_worker(stored, worker)
             if own:
                 learner.shard.restore(own)
 

@@ -4,12 +4,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from async_dqn.config import UserError
 
+STOPPING = "note: stopping, saving (again to quit now)"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -40,20 +41,28 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, old)
 
 
+def tell(line: str) -> None:
+    """Write a line to stderr in a signal handler, which may have interrupted a print."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
+
+
 class StopSignals:
     """While entered, the first ending signal sets `received`; the second calls `force`.
 
-    Ctrl-Z passes SIGSTOP to `pass_on`, and SIGCONT when this process goes on. `fd` becomes readable
-    at a signal, for use in a wait. Main thread only (UserError elsewhere).
+    `note` is said at the first. Ctrl-Z passes SIGSTOP to `pass_on`, and SIGCONT when this process
+    goes on. `fd` becomes readable at a signal, for use in a wait. Main thread only (UserError
+    elsewhere).
     """
 
     def __init__(
         self,
         force: Callable[[], None],
         pass_on: Callable[[signal.Signals], None] = lambda number: None,
+        note: str = "",
     ):
         self.received: signal.Signals | None = None
-        self._force, self._pass_on = force, pass_on
+        self._force, self._pass_on, self._note = force, pass_on, note
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():
@@ -83,11 +92,18 @@ class StopSignals:
             return 0
         return 130 if self.received == signal.SIGINT else 143
 
+    @property
+    def words(self) -> str | None:
+        """Such as "stopped by SIGTERM"; None without a signal."""
+        return None if self.received is None else f"stopped by {self.received.name}"
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             self._force()
             os._exit(self.exit_code)
         self.received = signal.Signals(number)
+        if self._note:
+            tell(self._note)
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
         """Children have process groups of their own, which the terminal does not stop."""

@@ -13,7 +13,7 @@ from multiprocessing import connection
 from typing import Any
 
 from async_dqn import processes
-from async_dqn.child import Lifeline, receive
+from async_dqn.child import Lifeline
 from async_dqn.config import UserError
 from async_dqn.divergence import has_diverged, roll_back
 from async_dqn.evaluator import Evaluation, run_evaluator
@@ -33,9 +33,9 @@ from async_dqn.parameters import (
     STEPS,
     WORKERS_STOP,
 )
-from async_dqn.processes import MAX_FAILURES, Child
+from async_dqn.processes import MAX_FAILURES, Child, why_gone
 from async_dqn.run import STOPPED, Run
-from async_dqn.signals import StopSignals
+from async_dqn.signals import STOPPING, StopSignals
 from async_dqn.task import ChildStart
 from async_dqn.worker import run_worker
 
@@ -59,7 +59,7 @@ class Supervisor:
         self.together = parallel.mode == "sync"
         self.actors = parallel.actors
         # A pipeline cannot be formed again by one of its two processes.
-        self.max_failures = 0 if parallel.model_parallel else MAX_FAILURES
+        self.max_failures = 0 if parallel.model_parallel else MAX_FAILURES  # of a worker
         self.min_workers = parallel.workers if self.together else parallel.min_workers
         self.heartbeats = Heartbeats(self.store.slots, parallel.patience_s)
 
@@ -69,7 +69,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Train until the budget, the threshold or a signal ends it."""
-        with StopSignals(self._signal_all, self._signal_all) as self.signals:
+        with StopSignals(self._abandon, self._signal_all, STOPPING) as self.signals:
             try:
                 for child in self.children:
                     self._start(child)
@@ -87,10 +87,10 @@ class Supervisor:
 
     def _conclude(self) -> int:
         if self._interrupted() or self.run_.reporter.stop_wanted:
-            self.run_.finish(STOPPED)
+            self.run_.finish(STOPPED, cause=self.signals.words)
             return self.signals.exit_code
         if self.store.steps < self.budget and not self.run_.reached:
-            self.run_.finish(STOPPED, cause=self._last_cause())
+            self.run_.finish(STOPPED, cause=why_gone(self.workers))
             return STOPPED_RESUMABLE
         self.run_.finish()
         return 0
@@ -106,10 +106,6 @@ class Supervisor:
 
     def _interrupted(self) -> bool:
         return self.signals.received is not None
-
-    def _last_cause(self) -> str:
-        causes = (c.cause for c in reversed(self.workers) if c.retired)
-        return next(causes, "no worker is left")
 
     # Life and death
 
@@ -132,8 +128,7 @@ class Supervisor:
         if child is self.evaluator:
             target, arguments = run_evaluator, (start, self.run_.best)
         child.start(target, arguments, child_end)
-        event = "restart" if child.incarnation else "start"
-        self._event(event, child, pid=child.process.pid)
+        self._event("restart" if child.incarnation else "start", child, pid=child.process.pid)
         self.run_.restarts += bool(child.incarnation)
 
     def _reap(self, child: Child) -> int:
@@ -143,34 +138,38 @@ class Supervisor:
 
     def _bury(self, child: Child) -> None:
         """A child died before its time: say why, and restart it after a pause."""
-        phase = PHASES[int(self.store.slots[child.index, PHASE])]
+        phase = self._phase(child)
         pid = child.process.pid
         code = self._reap(child)
         order = self.store.control[EVALUATOR_ORDER]
         if child is self.evaluator and code == 0 and order != RUN:
             return  # it has done what it was told
-        if code > 0 and not child.cause and self.store.slots[child.index, PID] != pid:
+        stillborn = child.incarnation == 0 and self.store.slots[child.index, PID] != pid
+        if stillborn and code > 0 and not child.cause:
             raise UserError(
                 f"{child.name} could not start (exit {code}); start the trainer under "
                 'if __name__ == "__main__": (see the README)'
             )
-        how = signal.Signals(-code).name if code < 0 else f"exit {code}"
-        child.cause = child.cause or f"{how} in {phase}"
+        details = child.settle(code, phase)
         progress = int(self.store.slots[child.index, STEPS]) - child.steps_at_start
         child.failed(progress, self.max_failures if child.role == "worker" else MAX_FAILURES)
-        self._event("death", child, pid=pid, cause=f"{child.cause} ({how} in {phase})")
+        self._event("death", child, pid=pid, cause=details)
         if child.retired:
+            self.run_.retired += child.role == "worker"
             if child.role == "worker":  # its lease goes back: the steps it will never take
                 self.block["limits"][child.index] = self.store.slots[child.index, STEPS]
-            often = "once" if child.failures == 1 else f"{child.failures} times"
-            self.run_.recorder.warn(f"{child.name} failed {often}, given up ({child.cause})")
+            self.run_.recorder.warn(f"{child.name} {child.failed_often}, given up ({child.cause})")
             return
-        self.run_.recorder.warn(f"{child.name} died ({child.cause}), restarting")
+        number = f"{child.failures} of {MAX_FAILURES}"
+        self.run_.recorder.warn(f"{child.name} died ({child.cause}), restarting {number}")
+
+    def _phase(self, child: Child) -> str:
+        return PHASES[int(self.store.slots[child.index, PHASE])]
 
     def _kill_hung(self) -> None:
         """Who shows no sign of life dies; burying it starts the next one."""
         for child, seconds in self.heartbeats.silent(self.children):
-            child.cause = f"no sign of life for {seconds:.0f} s"
+            child.cause = f"no sign of life for {seconds:.0f} s in {self._phase(child)}"
             child.kill(signal.SIGKILL)
 
     def _recover(self) -> None:
@@ -218,17 +217,15 @@ class Supervisor:
                 self._bury(child) if bury else self._reap(child)
 
     def _drain(self, child: Child) -> None:
-        while not child.pipe.closed and child.pipe.poll():
-            record = receive(child.pipe)
-            if record is None:  # end of the pipe: its last writer is gone
-                child.pipe.close()
-                return
+        for record in child.records():
             self._handle(child, record)
 
     def _handle(self, child: Child, record: dict[str, Any]) -> None:
         kind = record.pop("kind", None)
         if kind == "failure":
             child.cause = record["cause"]
+            if record["is_hopeless"] and not child.incarnation:
+                raise UserError(f"{child.name} {child.cause}; make the environment the same twice")
         elif kind == "training":
             self.run_.reporter.add(record)
         elif kind == "evaluation":
@@ -290,6 +287,10 @@ class Supervisor:
             if self.evaluator.revive_at and time.monotonic() >= self.evaluator.revive_at:
                 self._start(self.evaluator)
             self.run_.turn()
+
+    def _abandon(self) -> None:
+        self._signal_all()
+        self.run_.abandon()
 
     def _signal_all(self, number: signal.Signals = signal.SIGKILL) -> None:
         for child in self.children:

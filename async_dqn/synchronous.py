@@ -109,7 +109,7 @@ class SynchronousStore(ParameterStore):
             self._round(gradient is not None, lr)
             return 0
         if gradient is not None:
-            rate = lr * float(self._multipliers[0])
+            rate = lr * self.learning_rate_multiplier
             self.optimizer.step(self._part[0], gradient, list(self._part[1:]), rate, self._count)
             self._count_update()
         self._since_average += 1
@@ -164,7 +164,7 @@ class SynchronousStore(ParameterStore):
         average /= len(present)
         rows = [self.theta[self._slice], *(row[self._slice] for row in self.state)]
         if self._every is None:
-            rate = lr * float(self._multipliers[0])
+            rate = lr * self.learning_rate_multiplier
             self.optimizer.step(rows[0], average[0], rows[1:], rate, self._count)
             return
         for row, mean in zip(rows, average, strict=True):

@@ -43,6 +43,11 @@ class Task:
         """Whether all workers update one optimiser state; always where they update together."""
         return self.optimizer().shared or self.config.parallel.mode == "sync"
 
+    def state_names(self, workers: int) -> list[str]:
+        """Names of the optimiser's vectors in a checkpoint of so many workers, in their order."""
+        owners = [""] if self.shared_state else [f"worker_{worker}." for worker in range(workers)]
+        return [f"{owner}row_{k}" for owner in owners for k in range(self.optimizer().rows)]
+
     def sections(self, size: int) -> tuple[Section, ...]:
         """The table of the shared block for `size` parameters (padded)."""
         parallel, rows = self.config.parallel, self.optimizer().rows

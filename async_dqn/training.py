@@ -37,10 +37,11 @@ Callback = Callable[[Mapping[str, float]], bool | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a session ended, and where it wrote."""
+    """How a session ended, where it wrote, and why it ended early (else "")."""
 
     exit_code: int
     run: Path
+    error: str = ""
 
 
 def train(
@@ -64,29 +65,24 @@ def train(
         config, origin, notes = resumed(config, explicit)
     if config.parallel.simulate_workers is not None:
         config = _simulated(config, explicit, origin)
-    environment = config.environment
-    spec = EnvSpec(
-        environment.env if factory is None else factory,
-        environment.env_arg,
-        environment.import_modules,
-        environment.max_episode_steps,
-        environment.action_bins,
-    )
+    spec = _spec(config, factory)
     if origin is None:
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode != "serial":
-        processes.preload(envs.preload_modules(environment.env) if factory is None else [])
+        processes.preload(envs.preload_modules(spec.env))
     late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
     with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
         info = envs.probe(spec)
     structure = architecture.choose(config, info)
     _check_replay(config)
-    from async_dqn.preflight import check_machine  # torch: late, as mistakes are told at once
+    from async_dqn.preflight import check_machine, check_tensors  # torch: late, as it is slow
     from async_dqn.run import Run
     from async_dqn.task import Task
 
     task = Task(config, spec, info, structure)
     check_machine(task, Path(config.run.runs_dir) if origin is None else origin.path)
+    if origin is not None:
+        check_tensors(task, origin)
     folder = _folder(config, spec, origin)
     with (
         folder,
@@ -98,12 +94,25 @@ def train(
             recorder.start()
             code = _trainer(run).run()
         except UserError:
+            folder.discard()
             raise
         except Exception as error:
             raise failed(folder, recorder, error) from error
     if run.unsaved:
         raise NotSaved(run.unsaved, folder)
-    return Outcome(code, folder.path)
+    saved = f"; checkpoint saved at step {run.store.steps:,}, --resume {folder} goes on"
+    return Outcome(code, folder.path, f"{run.cause}{saved}" if code else "")
+
+
+def _spec(config: Config, factory: Callable[..., Any] | None) -> EnvSpec:
+    environment = config.environment
+    return EnvSpec(
+        environment.env if factory is None else factory,
+        environment.env_arg,
+        environment.import_modules,
+        environment.max_episode_steps,
+        environment.action_bins,
+    )
 
 
 def _simulated(

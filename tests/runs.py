@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from async_dqn.cli import main
+
 ROOT = Path(__file__).resolve().parent.parent
 # Small and quick to start; the learning itself is not what these runs are about.
 SMALL = ("--workers", "2", "--envs-per-worker", "4", "--eval-every", "20000")
@@ -89,6 +91,22 @@ def wait_gone(pids: list[int], seconds: float) -> list[int]:
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return [pid for pid in pids if is_alive(pid)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def refused(capsys: Any, folder: Path, *arguments: str) -> str:
+    """The one line that the command line says when it exits 2 and leaves `folder` as it was."""
+    before, _ = contents(folder), capsys.readouterr()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert contents(folder) == before
+    return error
 
 
 def listening(pid: int) -> list[str]:

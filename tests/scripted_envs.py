@@ -4,6 +4,7 @@ All are picklable classes of this module. `register()` gives the registered ones
 is registered by the import alone (`scripted_ids` does that, for --import).
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -225,6 +226,27 @@ class FaultyEnv(ChainEnv):
         return observation, None if self.fault == "bad-reward" else reward
 
 
+class DyingEnv(FaultyEnv):
+    """A chain that ends its process in every way of `kinds`, one after the other, one each time.
+
+    That is at every `at_step`-th step, in training only; what was done is noted in `folder`.
+    """
+
+    def __init__(self, folder: str, kinds: str, at_step: int = 300) -> None:
+        super().__init__("", at_step, every=True)
+        self.folder, self.kinds = folder, kinds.split()
+        self._spared = "async-dqn worker" not in Path("/proc/self/cmdline").read_text()
+
+    def _fail(self, observation: Any, reward: Any) -> tuple[Any, Any]:
+        for kind in self.kinds:
+            with contextlib.suppress(FileExistsError):
+                Path(self.folder, kind).touch(exist_ok=False)
+                self.fault = kind
+                return super()._fail(observation, reward)
+        self.fault = ""
+        return observation, reward
+
+
 class HugeRewardEnv(ChainEnv):
     """A chain whose every `every`-th reward is finite but too large for a gradient.
 
@@ -339,6 +361,7 @@ IDS: dict[str, dict[str, Any]] = {
     "Scripted/Numbered-v0": {"entry_point": "scripted_envs:NumberedEnv"},
     "Scripted/Chain-v0": {"entry_point": "scripted_envs:ChainEnv", "max_episode_steps": 50},
     "Scripted/Faulty-v0": {"entry_point": "scripted_envs:FaultyEnv", "max_episode_steps": 50},
+    "Scripted/Dying-v0": {"entry_point": "scripted_envs:DyingEnv", "max_episode_steps": 50},
     "Scripted/HugeReward-v0": {"entry_point": "scripted_envs:HugeRewardEnv"},
     "Scripted/SlowToBuild-v0": {"entry_point": "scripted_envs:SlowToBuildEnv"},
     "Scripted/Changing-v0": {"entry_point": "scripted_envs:ChangingEnv"},

@@ -1,9 +1,12 @@
 """Gradients that are not finite: dropped; back to good parameters once; the second time the end."""
 
+import csv
+
 import numpy as np
 import pytest
 
-from async_dqn import checkpoint
+from async_dqn import checkpoint, training
+from async_dqn.presets import resolve
 from runs import Trainer
 
 HUGE = ("--import", "scripted_ids", "--env", "Scripted/HugeReward-v0", "--steps", "100000")
@@ -52,6 +55,27 @@ def test_training_goes_on_from_good_parameters(tmp_path, mode) -> None:
     assert (result["status"], result["steps"]) == ("budget reached", 100_000)
     assert result["updates"] > 100 and np.isfinite(parameters(trainer)).all()
     assert sum("half the learning rate" in text for text in warnings(trainer)) == 1
+    assert checkpoint.load(checkpoint.resolve(trainer.run)).state["lr_multiplier"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "expected"),
+    [(0.5, {}, 0.0005), (0.5, {"lr": 0.004}, 0.004), (None, {}, 0.001)],
+)
+def test_a_resumed_run_keeps_the_lowered_learning_rate(tmp_path, stored, options, expected) -> None:
+    settings = {"mode": "serial", "workers": 1, "steps": 200, "quiet": True, "lr": 0.001}
+    settings |= {"lr_schedule": "constant", "eval_episodes": 2, "runs_dir": str(tmp_path)}
+    run = training.train(*resolve(settings)).run
+    found = checkpoint.load(checkpoint.resolve(run))
+    state = {k: value for k, value in found.state.items() if k != "lr_multiplier"}
+    state |= {} if stored is None else {"lr_multiplier": stored}
+    checkpoint.save(run / "checkpoints", found.step, found.tensors, state, replace=True)
+    again = {"resume": str(run), "steps": 400, "quiet": True}
+    training.train(*resolve(again | options))
+    *_, last = csv.DictReader((run / "metrics.csv").open())
+    assert float(last["train/learning_rate"]) == pytest.approx(expected)
+    multiplier = checkpoint.load(checkpoint.resolve(run)).state["lr_multiplier"]
+    assert multiplier == (0.5 if expected == 0.0005 else 1.0)
 
 
 def test_a_bad_gradient_now_and_then_is_only_dropped(tmp_path) -> None:

@@ -17,14 +17,15 @@ import async_dqn
 from async_dqn.config import Config
 from async_dqn.metrics import GLOBAL_TAGS, Board, Drops, EventLog, Table
 from async_dqn.progress import Bar, PlainLines, Status
-from async_dqn.recorder import RESULT_KEYS, Recorder, _closing_line, git_revision, process_start
+from async_dqn.recorder import RESULT_KEYS, Recorder, _closing_line, process_start
 from async_dqn.run_folder import RunFolder
+from async_dqn.versions import git_revision
 
 HEADER = (
     "step,wall_s,cpu_s,rollout/ep_rew_mean,rollout/ep_len_mean,rollout/exploration_rate,time/fps,"
     "time/updates_per_second,train/loss,train/grad_norm,train/q_mean,train/learning_rate,"
     "eval/mean_reward,eval/mean_ep_length,async/staleness_mean,async/staleness_max,"
-    "async/target_lag_steps,async/restarts,async/skipped_updates"
+    "async/target_lag_steps,async/restarts,async/skipped_updates,async/env_errors,async/retired_workers"
 )
 
 

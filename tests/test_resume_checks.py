@@ -9,6 +9,9 @@ from async_dqn import training
 from async_dqn.cli import main
 from async_dqn.presets import resolve
 from async_dqn.run_folder import RunFolder
+from runs import refused
+
+SCRIPTED = ("--import", "scripted_ids", "--env")
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +23,8 @@ def run(tmp_path_factory) -> Path:
     return training.train(*resolve(settings)).run
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def refuse(capsys, folder: Path, *arguments: str) -> str:
-    """Run the command line; it must exit 2 with one line and leave everything as it was."""
-    before = contents(folder)
-    assert main(["--runs-dir", str(folder), "--quiet", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert contents(folder) == before
-    return error
+    return refused(capsys, folder, "--runs-dir", str(folder), "--quiet", *arguments)
 
 
 def test_an_existing_run_is_kept(capsys, run):
@@ -66,9 +59,17 @@ def test_another_environment_network_or_optimizer_is_refused(capsys, run, option
 
 def test_other_settings_may_change_and_each_is_noted(capsys, run):
     arguments = ["--resume", str(run), "--steps", "800", "--lr", "0.002", "--workers", "2"]
+    arguments += ["--epsilon-final", "0.02"]
     assert main(["--quiet", *arguments]) == 0
     error = capsys.readouterr().err
-    for words in ("steps changed from 400 to 800", "lr changed", "workers changed from 1 to 2"):
+    changes = (
+        "workers changed from 1 to 2",
+        "lr changed",
+        "epsilon_final changed",
+        "steps changed",
+    )
+    assert error.count("\n") == len(changes)
+    for words in changes:
         assert f"note: {words}" in error
     assert json.loads((run / "result.json").read_text())["steps"] == 800
     assert main(["--quiet", "--resume", str(run)]) == 0
@@ -83,6 +84,9 @@ def test_other_settings_may_change_and_each_is_noted(capsys, run):
         (("--env", "evil:Foo-v0"), "add --import evil if you trust it"),
         (("--network", "nature"), "the nature network does not fit a vector"),
         (("--device", "cuda"), "device 'cuda' is not available (found: cpu)"),
+        ((*SCRIPTED, "Scripted/Unbuildable-v0"), "cannot create env: ValueError: no display"),
+        ((*SCRIPTED, "Scripted/OldGym-v0"), "env returns no (observation, info) from reset; "),
+        ((*SCRIPTED, "Scripted/OldGym-v0", "--env-arg", "old_reset=false"), "4 values from step; "),
     ],
 )
 def test_an_environment_that_cannot_work_is_told_before_anything_is_written(

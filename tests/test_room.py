@@ -56,11 +56,16 @@ def test_memory_that_is_not_there_is_refused_with_nothing_written(tmp_path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_too_few_descriptors_are_refused_with_nothing_written(tmp_path) -> None:
+@pytest.mark.parametrize("limit", [60, 16])
+def test_too_few_descriptors_are_refused_with_nothing_written(tmp_path, limit) -> None:
     trainer = Trainer(tmp_path, *SMALL, "--workers", "8", "--oversubscribe")
-    resource.prlimit(trainer.process.pid, resource.RLIMIT_NOFILE, (60, 60))
+    resource.prlimit(trainer.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
     code, _, err = trainer.finish()
-    assert code == 2 and "too many open files (limit 60, need 66)" in err and err.count("\n") == 1
+    assert (
+        code == 2
+        and f"too many open files (limit {limit}, need 66)" in err
+        and err.count("\n") == 1
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -87,11 +92,11 @@ def test_an_environment_that_is_never_made_is_refused_with_nothing_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_worker_that_sees_other_spaces_says_so(tmp_path) -> None:
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_a_worker_that_sees_other_spaces_ends_the_run_with_nothing_written(tmp_path, mode) -> None:
     environment = ("--import", "scripted_ids", "--env", "Scripted/Changing-v0")
-    trainer = Trainer(tmp_path, *SMALL, *environment)
-    trainer.wait_for(lambda: any(event["event"] == "death" for event in trainer.events()))
-    trainer.process.kill()
-    trainer.process.communicate()
-    (death, *_) = (e for e in trainer.events() if e["event"] == "death" and e["role"] == "worker")
-    assert "observations of (7,); the trainer saw 2 actions" in death["cause"]
+    trainer = Trainer(tmp_path / "runs", *SMALL, *environment, "--mode", mode, "--quiet")
+    code, _, err = trainer.finish()
+    assert code == 2 and err.count("\n") == 1
+    assert "sees 2 actions and observations of (7,); the trainer saw 2 actions" in err
+    assert not list(tmp_path.iterdir())

@@ -14,9 +14,9 @@ PACKAGE = Path(async_dqn.__file__).parent
 FAMILIES = {"algorithms", "peers"}
 FLOORS = (
     # stand alone
-    "settings cores returns exploration leases rollout optimizers memory child processes durable"
-    " progress layers noisy sum_tree statistics document",
-    "method combinations parameters metrics replay clock",
+    "settings cores returns exploration leases rollout optimizers memory child durable"
+    " progress layers noisy sum_tree statistics document versions",
+    "method combinations parameters metrics replay clock processes",
     "sections synchronous heartbeats",
     "config",
     # what the settings mean

@@ -1,0 +1,36 @@
+"""What a run was made with: versions of this program and its libraries, revision of the code."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import async_dqn
+
+LIBRARIES = ("torch", "numpy", "gymnasium", "ale-py", "minatar", "safetensors", "tensorboard")
+
+
+def git_revision() -> str | None:
+    """The commit this program runs from; None unless it runs from a checkout."""
+    root = Path(async_dqn.__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # else git would find a repository further up
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, of this program and of the libraries (None: not installed)."""
+    own = {"python": platform.python_version(), "async_dqn": async_dqn.__version__}
+    return {**own, **{name: _version(name) for name in LIBRARIES}}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
