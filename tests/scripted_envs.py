@@ -71,9 +71,9 @@ class NotFiniteEnv(NumberedEnv):
 
     `built` lists the instances of this class, so that those built anew can be told apart; `faults`
     maps an instance's place in it to (fault, k). Faults: "nan-reward", "none-reward",
-    "inf-observation", "wrong-shape" and "raise" at step k of its life (from 1), "nan-reset" and
-    "raise-reset" at its reset k (from 1), "nan-resets" at every reset. The key -1 stands for all
-    that are not named.
+    "two-rewards", "inf-observation", "wrong-shape", "words" and "raise" at step k of its life (from
+    1), "nan-reset" and "raise-reset" at its reset k (from 1), "nan-resets" at every reset. The key
+    -1 stands for all that are not named.
     """
 
     built: ClassVar[list["NotFiniteEnv"]] = []
@@ -104,7 +104,10 @@ class NotFiniteEnv(NumberedEnv):
                 observation = observation[:1]
             if self._fault == "inf-observation":
                 observation[1] = np.inf
-            reward = {"nan-reward": np.nan, "none-reward": None}.get(self._fault, reward)
+            if self._fault == "words":
+                observation = np.array(["left", "right", "up"])
+            rewards = {"nan-reward": np.nan, "none-reward": None, "two-rewards": np.ones(2)}
+            reward = rewards.get(self._fault, reward)
         return observation, reward, *rest
 
     def close(self) -> None:

@@ -13,7 +13,15 @@ from async_dqn.config import UserError
 from async_dqn.envs import EnvBatch, EnvSpec, Step, make_vector, probe
 
 MODES = ("loop", "NextStep", "SameStep", "Dense")
-FAULTS = ("nan-reward", "none-reward", "inf-observation", "wrong-shape", "raise")
+FAULTS = (
+    "nan-reward",
+    "none-reward",
+    "inf-observation",
+    "wrong-shape",
+    "raise",
+    "two-rewards",
+    "words",
+)
 TOGETHER = np.ones(3, bool)  # a vector environment is built anew as a whole
 SECOND = np.array([False, True, False])  # the loop builds one environment anew
 
@@ -166,7 +174,7 @@ def test_huge_numbers_are_no_fault() -> None:
 
 def test_training_survives_faults(tmp_path) -> None:
     # Instance 0 is the API's probe; the faults meet environments that train.
-    faults = {k: (FAULTS[k % 5], 7) for k in range(3, 12)}
+    faults = {k: (FAULTS[k % len(FAULTS)], 7) for k in range(3, 12)}
     env = functools.partial(NotFiniteEnv, faults=faults, lengths=(5,))
     settings = {"mode": "serial", "workers": 1, "envs_per_worker": 4, "eval_episodes": 2}
     agent = AsyncDQN(env, **settings, hidden=(8,), runs_dir=str(tmp_path)).learn(400)
