@@ -23,6 +23,7 @@ from async_dqn.parameters import (
     FINISH,
     HEARTBEAT_NS,
     INCARNATION,
+    KEPT_UP,
     PHASE,
     PID,
     QUIT,
@@ -180,7 +181,9 @@ class EvaluatorLoop:
         self.eval_every = config.evaluation.eval_every
         self.budget = config.run.steps
         self.synced = self._quotient(self.store.steps, self.sync_steps)
-        self.evaluated = self._quotient(self.store.steps, self.eval_every)
+        # What the one before could not finish is due again.
+        unfinished = int(self.store.snapshot.sequence > self.store.control[ACKNOWLEDGED])
+        self.evaluated = self._quotient(self.store.steps, self.eval_every) - unfinished
         self.unacknowledged = 0
         self.decided = False  # a score ended the run: no further snapshot
         self._rate_from = (time.monotonic(), self.store.steps)
@@ -195,7 +198,8 @@ class EvaluatorLoop:
         order = RUN
         while order != QUIT and not (order == FINISH and running is None):
             self._beat()
-            self._sync_target()
+            if self._sync_target() and running is None:
+                self.slot[KEPT_UP] = self.store.steps
             if running is None and self._due():
                 running = self.evaluator.evaluate()
             if running is None:
@@ -215,11 +219,12 @@ class EvaluatorLoop:
         self.slot[HEARTBEAT_NS] = time.monotonic_ns()
         self.slot[CPU_NS] = self._cpu_before + time.process_time_ns()
 
-    def _sync_target(self) -> None:
+    def _sync_target(self) -> bool:
         step = self.store.steps
-        if self._quotient(step, self.sync_steps) > self.synced:
-            if self.store.sync_target(step):
-                self.synced = step // self.sync_steps
+        if self._quotient(step, self.sync_steps) <= self.synced or not self.store.sync_target(step):
+            return False
+        self.synced = step // self.sync_steps
+        return True
 
     def _due(self) -> bool:
         """A boundary passed, the last score was saved, and the CPU share allows it."""
@@ -245,6 +250,7 @@ class EvaluatorLoop:
                 self.decided = self.evaluator.reaches_threshold(stop.value)
                 while not self.pipe.send({"kind": "evaluation", **asdict(stop.value)}):
                     time.sleep(0.01)
+                self.slot[KEPT_UP] = self.store.steps
             return None
 
     def _pause(self) -> float:

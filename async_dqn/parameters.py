@@ -21,6 +21,7 @@ from async_dqn.optimizers import Optimizer
 STEPS, UPDATES, EPISODES, SKIPPED, ENV_ERRORS, CPU_NS, HEARTBEAT_NS, PHASE = range(8)
 INCARNATION, PID = 8, 9
 FAILING = 10  # gradients in a row that were not finite
+KEPT_UP = 11  # the evaluator's: the global step at which it last finished a piece of its work
 SLOT_WORDS = 16  # two cache lines
 # Phase codes: what a child was doing when it died or hung.
 PHASES = ("starting", "env.step", "learning", "waiting", "evaluating")

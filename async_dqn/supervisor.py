@@ -24,6 +24,7 @@ from async_dqn.parameters import (
     EVALUATOR_ORDER,
     FINISH,
     HEARTBEAT_NS,
+    KEPT_UP,
     PHASE,
     PHASES,
     PID,
@@ -79,7 +80,7 @@ class Supervisor:
                 self._stop_workers()
                 if not self.run_.reached and self.store.steps >= self.budget:
                     self._final_evaluation()
-                self._order_evaluator(QUIT)
+                self.store.control[EVALUATOR_ORDER] = QUIT
                 self._end(self.children)
             finally:
                 self._signal_all()
@@ -111,7 +112,7 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         child.incarnation += 1
-        child.steps_at_start = int(self.store.slots[child.index, STEPS])
+        child.steps_at_start = self._progress(child)
         child.cause, child.revive_at = "", None
         child.pipe, child_end = processes.context().Pipe(duplex=False)
         start = ChildStart(
@@ -138,8 +139,7 @@ class Supervisor:
 
     def _bury(self, child: Child) -> None:
         """A child died before its time: say why, and restart it after a pause."""
-        phase = self._phase(child)
-        pid = child.process.pid
+        phase, pid = self._phase(child), child.process.pid
         code = self._reap(child)
         order = self.store.control[EVALUATOR_ORDER]
         if child is self.evaluator and code == 0 and order != RUN:
@@ -151,7 +151,7 @@ class Supervisor:
                 'if __name__ == "__main__": (see the README)'
             )
         details = child.settle(code, phase)
-        progress = int(self.store.slots[child.index, STEPS]) - child.steps_at_start
+        progress = self._progress(child) - child.steps_at_start
         child.failed(progress, self.max_failures if child.role == "worker" else MAX_FAILURES)
         self._event("death", child, pid=pid, cause=details)
         if child.retired:
@@ -162,6 +162,9 @@ class Supervisor:
             return
         number = f"{child.failures} of {MAX_FAILURES}"
         self.run_.recorder.warn(f"{child.name} died ({child.cause}), restarting {number}")
+
+    def _progress(self, child: Child) -> int:
+        return int(self.store.slots[child.index, STEPS if child.role == "worker" else KEPT_UP])
 
     def _phase(self, child: Child) -> str:
         return PHASES[int(self.store.slots[child.index, PHASE])]
@@ -257,9 +260,6 @@ class Supervisor:
 
     # The end
 
-    def _order_evaluator(self, order: int) -> None:
-        self.store.control[EVALUATOR_ORDER] = order
-
     def _stop_workers(self) -> None:
         self.store.control[WORKERS_STOP] = 1
         self._end(self.workers)
@@ -278,7 +278,7 @@ class Supervisor:
 
     def _final_evaluation(self) -> None:
         """Have the final parameters evaluated; a second signal is not needed to leave early."""
-        self._order_evaluator(FINISH)
+        self.store.control[EVALUATOR_ORDER] = FINISH
         while not self._interrupted() and not self.run_.final_evaluated:
             if not self.evaluator.alive and self.evaluator.revive_at is None:
                 return

@@ -13,11 +13,24 @@ from types import SimpleNamespace
 import pytest
 
 from async_dqn import checkpoint
+from async_dqn.architecture import choose
 from async_dqn.config import Config
+from async_dqn.env_spec import EnvSpec
+from async_dqn.envs import probe
+from async_dqn.evaluator import EvaluatorLoop
 from async_dqn.memory import SharedBlock
 from async_dqn.optimizers import SharedAdam
-from async_dqn.parameters import HEARTBEAT_NS, ParameterStore, sections
+from async_dqn.parameters import (
+    ACKNOWLEDGED,
+    HEARTBEAT_NS,
+    STEPS,
+    ParameterStore,
+    padded_size,
+    sections,
+)
+from async_dqn.processes import MAX_FAILURES
 from async_dqn.supervisor import Supervisor
+from async_dqn.task import Task
 from runs import ROOT, SMALL, Trainer, is_alive, listening, wait_gone
 
 
@@ -84,6 +97,38 @@ def test_the_evaluator_is_replaced_and_the_final_parameters_are_still_scored(sta
     assert code == 0, err
     assert trainer.result()["final_mean"] is not None
     assert len(trainer.pids("evaluator")) == 2
+
+
+def test_an_evaluator_that_keeps_up_is_replaced_however_often_it_dies(start):
+    trainer = start(*SMALL, "--steps", "100_000_000", "--target-sync-steps", "200")
+    trainer.wait_until_learning()
+    for count in range(1, MAX_FAILURES + 3):
+        trainer.wait_for(lambda count=count: len(trainer.pids("evaluator")) == count)
+        time.sleep(0.3)  # it publishes targets
+        os.kill(trainer.pids("evaluator")[-1], signal.SIGKILL)
+    trainer.wait_for(lambda: len(trainer.pids("evaluator")) == MAX_FAILURES + 3)
+    trainer.process.send_signal(signal.SIGTERM)
+    code, _, err = trainer.finish()
+    assert code == 143 and "given up" not in err
+
+
+def test_an_evaluation_that_its_process_did_not_live_to_finish_is_due_again():
+    config = Config.from_flat({"eval_every": 100, "workers": 1})
+    spec = EnvSpec("CartPole-v1", {}, (), None, None)
+    task = Task(config, spec, probe(spec), choose(config, probe(spec)))
+    block = SharedBlock(task.sections(padded_size(task.network())))
+    start = SimpleNamespace(task=task, block=block, index=1, incarnation=1)
+
+    def is_due() -> bool:
+        return EvaluatorLoop(start, None, None)._due()
+
+    store = ParameterStore(block, SharedAdam(), 0)
+    store.slot[STEPS] = 550
+    assert not is_due()
+    store.snapshot.publish(store.theta, 500)  # and then it died
+    assert is_due()
+    store.control[ACKNOWLEDGED] = 1
+    assert not is_due()
 
 
 @pytest.mark.parametrize(
