@@ -72,7 +72,7 @@ def train(argv: Sequence[str]) -> int:
 
     envs.check_env_id(config.environment.env, config.environment.import_modules)
     if auto:
-        from async_dqn.bench import best_workers
+        from async_dqn.bench.scaling import best_workers
 
         config, explicit = resolve({**given, "workers": best_workers(given, sources)}, *sources)
     from async_dqn import training
@@ -141,15 +141,10 @@ def _choice_rows(name: str) -> list[tuple[str, ...]]:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Measure: `bench scaling` compares the speed at several numbers of workers."""
-    if list(argv[:1]) in (["-h"], ["--help"]):
-        _say(f"usage: async-dqn bench scaling [options]\n\n{bench.__doc__}")
-        return 0
-    if list(argv[:1]) != ["scaling"]:
-        raise UserError("bench needs the name of a benchmark; choose scaling")
+    """Measure this machine; `bench --help` lists the benchmarks."""
     from async_dqn import bench as benchmarks
 
-    return benchmarks.scaling(list(argv[1:]))
+    return benchmarks.run(argv)
 
 
 def compare(argv: Sequence[str]) -> int:

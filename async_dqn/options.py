@@ -72,11 +72,11 @@ def train_parser() -> Parser:
     sources.add_argument("--config", metavar="FILE.toml", help="file of settings by section")
     groups = {name: parser.add_argument_group(name.capitalize()) for name in SECTIONS}
     for about in SETTINGS.values():
-        groups[about.section].add_argument(about.option, dest=about.name, **_argument(about))
+        groups[about.section].add_argument(about.option, dest=about.name, **argument(about))
     return parser
 
 
-def _argument(about: Setting) -> dict[str, Any]:
+def argument(about: Setting) -> dict[str, Any]:
     """Keywords of `add_argument`; values stay text, `parse_value` reads them later."""
     unit = f" [{about.unit}]" if about.unit else ""
     meanings = [f"{name}: {words}" for name, words in about.choices.items() if words]

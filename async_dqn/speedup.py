@@ -12,6 +12,7 @@ from pathlib import Path
 
 from async_dqn.config import Config, UserError
 from async_dqn.contenders import Contender
+from async_dqn.document import Table, Text, to_markdown
 from async_dqn.jobs import Job, make_all
 from async_dqn.results import Cost, RunResult, median, read_run, run_name
 from async_dqn.run_folder import env_folder
@@ -95,14 +96,12 @@ def _table(
     paper = PAPER.get(config.algorithm.algorithm, {})
     first = _costs(next(iter(runs.values())), "wall_s", threshold)
     clock = "simulated seconds" if simulated else "seconds, start-up included"
-    lines = [
+    caption = (
         f"{config.environment.env}, {config.algorithm.algorithm}: time to {threshold:g} over "
         f"{config.evaluation.eval_episodes} episodes; {len(first)} seeds, {clock}; a miss (>) "
-        "counts with the time at which it stopped",
-        "",
-        f"| {' | '.join(TITLES)} |",
-        "|---" * len(TITLES) + "|",
-    ]
+        "counts with the time at which it stopped"
+    )
+    rows = []
     for count, group in runs.items():
         seconds, steps = (_costs(group, clock, threshold) for clock in ("wall_s", "step"))
         ratio = _value(first) / _value(seconds)
@@ -116,8 +115,8 @@ def _table(
             _spread(steps),
             f"{paper[count]:g}" if count in paper else "-",
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+        rows.append(cells)
+    return to_markdown([Text(caption), Table(TITLES, rows)])
 
 
 def _costs(runs: Sequence[RunResult], clock: str, threshold: float) -> list[Cost]:

@@ -50,13 +50,14 @@ def train(
     factory: Callable[..., Any] | None = None,
     callback: Callback | None = None,
     in_own_process: bool = True,
+    trainer: Callable[["Run"], Any] | None = None,
 ) -> Outcome:
     """Train as the settings say.
 
     `explicit` are the dotted names of the settings the user gave (they override those of a
     resumed run); `factory` stands in for the environment id; `callback` gets every report and
     ends the run by returning False. The clocks count from the start of the process, unless the
-    process does more than this run.
+    process does more than this run. `trainer` makes what drives the run (default: by mode).
 
     Raises UserError, with nothing written, for whatever the user can mend.
     """
@@ -92,7 +93,7 @@ def train(
         try:
             run = Run(task, folder, recorder, origin, callback)
             recorder.start()
-            code = _trainer(run).run()
+            code = (trainer or _trainer)(run).run()
         except UserError:
             folder.discard()
             raise

@@ -16,7 +16,8 @@ from async_dqn.processes import THREAD_VARIABLES
 os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before torch is imported
 
 from async_dqn import training
-from async_dqn.bench import NEVER, spread, throughput
+from async_dqn.bench.command import spread
+from async_dqn.bench.throughput import NEVER, throughput
 from async_dqn.presets import resolve
 from benchmarks.scores import rows_of
 

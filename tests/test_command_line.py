@@ -103,7 +103,7 @@ BAD_INPUTS = [
     (0, "--double/--no-double takes no value", "--double=yes"),
     (0, "list needs one of presets, algorithms, networks; did you mean presets?", "list", "preset"),
     (0, "--episodes must be a whole number from 1 (got '0')", "evaluate", "x", "--episodes", "0"),
-    (0, "bench needs the name of a benchmark; choose scaling", "bench"),
+    (0, "unknown command 'bnch'; did you mean bench?", "bnch"),
 ]
 
 

@@ -11,7 +11,7 @@ import async_dqn
 PACKAGE = Path(async_dqn.__file__).parent
 # A module imports from strictly lower floors only. Each of FAMILIES is one floor in itself, whose
 # modules may import each other; the package itself (its version) may be imported by all.
-FAMILIES = {"algorithms", "peers"}
+FAMILIES = {"algorithms", "peers", "bench"}
 FLOORS = (
     # stand alone
     "settings cores returns exploration leases rollout optimizers memory child durable"
@@ -36,7 +36,8 @@ FLOORS = (
     "simulation",
     "training",
     # what users call
-    "api bench compare peers",
+    "api compare peers",
+    "bench",
     "cli",
     "__main__",
 )

@@ -1,0 +1,131 @@
+"""`bench env`: what the environments alone can do, the limit of any trainer on the same cores.
+
+Each worker's environments are stepped as the worker has them, `EnvBatch` and all, in a process of
+its own, with random actions drawn beforehand and no network. Episodes are as short as random
+actions make them, so that an environment with costly resets looks slower than it will be later.
+"""
+
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from async_dqn import envs, processes
+from async_dqn.bench.command import TimedOptions, environment_of, present, save, spread
+from async_dqn.child import Lifeline, RecordPipe, enter_child, receive, report_failure
+from async_dqn.config import Config, UserError, usable_cores
+from async_dqn.env_spec import EnvSpec
+from async_dqn.processes import Child
+
+WARM_UP_S = 0.5
+ACTIONS = 1000  # rows of random actions, used again and again
+HEADER = ("environment", "workers x environments", "steps/s per core, median (min to max)")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Step the environments alone, with random actions, and print steps per second and core."""
+    options = TimedOptions.parse("env", run.__doc__, argv)
+    rows, results = [], []
+    for env in options.env:
+        config = options.config(env)
+        workers, count = steppers(config), config.parallel.envs_per_worker
+        cores = min(workers, usable_cores())
+        speeds = [environment_speed(config, options.seconds) / cores for _ in range(options.pairs)]
+        rows.append((env, f"{workers} x {count}", spread(speeds, ",.0f")))
+        results.append({"env": env, "workers": workers, "environments": count, "per_core": speeds})
+    caption = "Environments alone, random actions, no network"
+    repetitions = f"{options.pairs} repetitions of {options.seconds:g} s"
+    present(f"{caption}: {repetitions}", HEADER, rows)
+    save(options.json, "env", results)
+    return 0
+
+
+def steppers(config: Config) -> int:
+    """How many processes of a run step environments at the same time."""
+    return 1 if config.parallel.mode == "serial" else config.parallel.actors
+
+
+def environment_speed(config: Config, seconds: float) -> float:
+    """Steps per second of all workers' environments together, measured for `seconds`.
+
+    Raises UserError if the environment cannot be made or breaks.
+    """
+    spec = environment_of(config)
+    envs.probe(spec)
+    processes.preload(envs.preload_modules(spec.env))
+    children = [Child("environments", index) for index in range(steppers(config))]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for child in children:
+                child.pipe, end = processes.context().Pipe(duplex=False)
+                seed, log = (config.run.seed, child.index), Path(folder, "log")
+                count = config.parallel.envs_per_worker
+                alone = Alone(spec, count, seed, seconds, end, Lifeline.here(), log)
+                child.start(step_alone, (alone,), end)
+            return sum(_speed(child) for child in children)
+        finally:
+            for child in children:
+                if child.alive:
+                    child.kill(signal.SIGKILL)
+                    child.reap()
+
+
+def _speed(child: Child) -> float:
+    record = receive(child.pipe) or {"cause": "its process died"}
+    if "cause" in record:
+        raise UserError(f"the environments could not be stepped: {record['cause']}")
+    return record["steps_per_second"]
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a process needs that steps one worker's environments and nothing else."""
+
+    spec: EnvSpec
+    count: int
+    seed: tuple[int, ...]
+    seconds: float
+    pipe: Connection
+    lifeline: Lifeline
+    log: Path
+
+
+def step_alone(start: Alone) -> None:
+    """Entry point of such a process: it reports its speed and goes on until it is killed, so that
+    none has the machine to itself while others still measure."""
+    enter_child("async-dqn environments", start.lifeline, start.log)
+    pipe = RecordPipe(start.pipe)
+
+    def step() -> None:
+        batch = envs.make_vector(start.spec, start.count, training=True)
+        taken = _steps(batch, np.random.default_rng(start.seed))
+        _count(taken, WARM_UP_S)
+        steps, seconds = _count(taken, start.seconds)
+        pipe.send({"steps_per_second": steps / seconds})
+        while True:
+            next(taken)
+
+    report_failure(step, pipe)
+
+
+def _steps(batch: envs.EnvBatch, generator: np.random.Generator) -> Iterator[int]:
+    """Step for ever; how many transitions each vector step gave."""
+    batch.reset(generator.integers(2**31, size=batch.num_envs).tolist())
+    actions = generator.integers(batch.info.num_actions, size=(ACTIONS, batch.num_envs))
+    while True:
+        for row in actions:
+            yield batch.num_envs - int(np.count_nonzero(batch.step(row).dummy))
+
+
+def _count(taken: Iterator[int], seconds: float) -> tuple[int, float]:
+    """Transitions within `seconds`, and how long it really took."""
+    begun, steps, elapsed = time.perf_counter(), 0, 0.0
+    while elapsed < seconds:
+        steps += next(taken)
+        elapsed = time.perf_counter() - begun
+    return steps, elapsed
