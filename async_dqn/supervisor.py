@@ -48,6 +48,8 @@ STOPPED_RESUMABLE = 75
 class Supervisor:
     """Runs one training run in processes; `run()` returns the exit code."""
 
+    worker_entry = staticmethod(run_worker)
+
     def __init__(self, run: Run):
         self.run_ = run
         self.store, self.block = run.store, run.block
@@ -125,7 +127,7 @@ class Supervisor:
             title=f"async-dqn {child.name} {self.run_.folder.name}",
             log=self.run_.folder.logs / f"{child.name.replace(' ', '-')}.log",
         )
-        target, arguments = run_worker, (start,)
+        target, arguments = self.worker_entry, (start,)
         if child is self.evaluator:
             target, arguments = run_evaluator, (start, self.run_.best)
         child.start(target, arguments, child_end)
@@ -141,8 +143,7 @@ class Supervisor:
         """A child died before its time: say why, and restart it after a pause."""
         phase, pid = self._phase(child), child.process.pid
         code = self._reap(child)
-        order = self.store.control[EVALUATOR_ORDER]
-        if child is self.evaluator and code == 0 and order != RUN:
+        if child is self.evaluator and code == 0 and self.store.control[EVALUATOR_ORDER] != RUN:
             return  # it has done what it was told
         stillborn = child.incarnation == 0 and self.store.slots[child.index, PID] != pid
         if stillborn and code > 0 and not child.cause:

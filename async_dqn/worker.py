@@ -23,14 +23,14 @@ from async_dqn.task import ChildStart
 REPORT_SECONDS = 1.0
 
 
-def run_worker(start: ChildStart) -> None:
+def run_worker(start: ChildStart, learner_kind: type[Learner] = Learner) -> None:
     """Entry point of worker `start.index`."""
     enter_child(start.title, start.lifeline, start.log)
     pipe = RecordPipe(start.pipe)
-    report_failure(lambda: _train(start, pipe), pipe)
+    report_failure(lambda: _train(start, pipe, learner_kind), pipe)
 
 
-def _train(start: ChildStart, pipe: RecordPipe) -> None:
+def _train(start: ChildStart, pipe: RecordPipe, learner_kind: type[Learner]) -> None:
     torch.set_num_threads(1)
     store = start.task.store(start.block, start.index)
     slot, limits = store.slot, start.block["limits"]
@@ -47,7 +47,7 @@ def _train(start: ChildStart, pipe: RecordPipe) -> None:
             return
         learner = FirstLearner(start.task, store, meeting)
     else:
-        learner = Learner(start.task, store, start.index)
+        learner = learner_kind(start.task, store, start.index)
     learner.reset(start.index, start.incarnation)
     reported, fault = time.monotonic(), learner.envs.fault
     while not store.leaving:

@@ -4,11 +4,24 @@ import json
 import re
 import subprocess
 import sys
+import time
+from collections import Counter
 
 import pytest
+import torch
 
-from async_dqn import cli
-from async_dqn.bench import BENCHES, throughput
+from async_dqn import architecture, cli, envs
+from async_dqn.algorithms.q_learning import QLearning
+from async_dqn.bench import BENCHES, phases, throughput
+from async_dqn.bench.phased import CPU, STEPS, PhasedLearner
+from async_dqn.collector import Collector
+from async_dqn.env_batch import EnvBatch
+from async_dqn.env_spec import EnvSpec
+from async_dqn.memory import SharedBlock
+from async_dqn.parameters import ParameterStore, padded_size
+from async_dqn.presets import resolve
+from async_dqn.replay import ReplayShard
+from async_dqn.task import Task
 
 SMALL = ("--set", "workers=1", "--set", "envs-per-worker=4")
 FAULTY = ("--env", "Scripted/Faulty-v0", "--set", "import=scripted_ids", *SMALL)
@@ -111,3 +124,91 @@ def test_the_trainers_share_of_what_environments_alone_can_do(measure):
     assert number(alone) == pytest.approx(result["environments"][0], rel=0.01)
     assert number(trained) == pytest.approx(result["trainer"][0], rel=0.01)
     assert 0 < number(share) == pytest.approx(number(trained) / number(alone), abs=0.01)
+
+
+def test_phases_are_all_the_time_there_is(measure):
+    printed, (result,) = measure("phases", "--pairs", "1", "--seconds", "1", *SLOW)
+    rows = table(printed)
+    assert list(rows) == [*phases.PHASES, "all"]
+    shares = [float(cells[2].rstrip("%")) for cells in rows.values()]
+    assert sum(shares[:-1]) == pytest.approx(100, abs=0.5) and shares[-1] == 100
+    each = [number(cells[1]) for cells in rows.values()]
+    assert sum(each[:-1]) == pytest.approx(each[-1], rel=0.01)
+    (speed,), (steps,) = result["steps_per_second"]["with"], result["steps"]
+    spent = {phase: us for phase, (us,) in result["us_per_step"].items()}
+    assert steps > 0 and sum(spent.values()) == pytest.approx(each[-1], rel=0.01)
+    # One worker: all that it does between two steps is the time between two steps.
+    assert each[-1] == pytest.approx(1e6 / speed, rel=0.3)
+    assert spent["step"] >= 1e4, "environments that sleep 10 ms each"
+    assert result["cpu_us_per_step"]["step"][0] < 0.5 * spent["step"]
+    assert {phase for phase in spent if not spent[phase]} <= {"replay", "wait"}
+    assert re.search(r"steps/s of all workers, which is \d\.\d\d", printed)
+
+
+def phased_learner(**settings) -> PhasedLearner:
+    given = {"env": "CartPole-v1", "workers": 1, "envs_per_worker": 2, "target_sync_steps": 50}
+    config, _ = resolve({**given, **settings})
+    spec = EnvSpec("CartPole-v1")
+    info = envs.probe(spec)
+    task = Task(config, spec, info, architecture.choose(config, info))
+    block = SharedBlock(task.sections(padded_size(task.network())))
+    block["multipliers"][:] = 1.0
+    store = ParameterStore(block, task.optimizer(), 0)
+    store.sync_target(0)
+    learner = PhasedLearner(task, store, 0)
+    learner.reset(0)
+    return learner
+
+
+REPLAY = {"replay": "prioritized", "replay_start": 1, "replay_capacity": 100, "batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "phase", "settings"),
+    [
+        (ParameterStore, "pull", "pull", {}),
+        (Collector, "_act", "act", {}),
+        (EnvBatch, "step", "step", {}),
+        (ReplayShard, "add", "replay", REPLAY),
+        (ReplayShard, "sample", "replay", REPLAY),
+        (ReplayShard, "update_priorities", "replay", REPLAY),
+        (QLearning, "loss", "forward", {}),
+        (QLearning, "targets", "target", {}),
+        (torch.Tensor, "backward", "backward", {}),
+        (ParameterStore, "push", "push", {}),
+        (Collector, "_rollout", "rest", {}),
+    ],
+)
+def test_what_takes_longer_is_charged_to_its_own_phase(owner, name, phase, settings, monkeypatch):
+    quick = getattr(owner, name)
+
+    def busy(*arguments, **keywords):
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+        return quick(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, busy)
+    learner = phased_learner(**settings)
+    for _ in range(3):
+        learner.update(100)
+    before = learner.record()["phases"]
+    learner.update(100)
+    after = Counter(learner.record()["phases"])
+    after.subtract(before)
+    spent = {name: after[name + CPU] / 1e9 for name in phases.PHASES}
+    assert spent.pop(phase) >= 0.02 and sum(spent.values()) < 0.02
+    assert learner.record()["phases"][STEPS] == learner.store.steps
+
+
+def test_workers_of_a_round_wait_for_each_other(measure):
+    size = ("--set", "mode=sync", "--set", "workers=2", "--set", "oversubscribe")
+    printed, (result,) = measure("phases", "--pairs", "1", "--seconds", "0.5", *size)
+    assert result["us_per_step"]["wait"][0] > 0 and number(table(printed)["wait"][1]) > 0
+
+
+@pytest.mark.parametrize("options", [["mode=serial"], ["mode=sync", "workers=2", "model-parallel"]])
+def test_phases_of_workers_only(options, capsys):
+    words = [word for option in options for word in ("--set", option)]
+    assert cli.main(["bench", "phases", *words]) == 2
+    assert "phases are those of workers that learn; add --set mode=async" in capsys.readouterr().err

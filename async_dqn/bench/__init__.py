@@ -12,6 +12,7 @@ from async_dqn.settings import UserError, did_you_mean, either, show
 BENCHES = {
     "env": "environments alone, with random actions: no trainer on these cores can be faster",
     "throughput": "the trainer's steps per second, and their share of what `env` measures",
+    "phases": "what the time of a worker goes into: act, step, target, backward, pull, push, ...",
     "scaling": "steps per second and time to a score, by number of workers",
 }
 
