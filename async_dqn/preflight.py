@@ -21,7 +21,7 @@ def check_machine(task: Task, folder: Path) -> None:
     size, replay = padded_size(task.network()), task.replay_bytes
     if task.config.parallel.mode != "serial":
         _check_files(task.config.parallel.workers)
-    _check_memory(sum(section.bytes for section in task.sections(size)) + replay)
+    check_memory(sum(section.bytes for section in task.sections(size)) + replay)
     stored = replay if task.config.parallel.mode == "serial" else 0
     owners = 1 if task.shared_state else task.config.parallel.workers
     vectors = 2 + owners * task.optimizer().rows  # parameters, target network, optimiser
@@ -58,7 +58,8 @@ def _check_files(workers: int) -> None:
         )
 
 
-def _check_memory(needed: int) -> None:
+def check_memory(needed: int) -> None:
+    """Raise UserError where `needed` bytes are not free."""
     if not MEMORY.exists():  # not Linux
         return
     fields = dict(line.split(":") for line in MEMORY.read_text().splitlines())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -14,10 +15,12 @@ from async_dqn import architecture, cli, envs
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.bench import BENCHES, phases, throughput
 from async_dqn.bench.phased import CPU, STEPS, PhasedLearner
+from async_dqn.bench.transfer import Transfer
 from async_dqn.collector import Collector
 from async_dqn.env_batch import EnvBatch
 from async_dqn.env_spec import EnvSpec
 from async_dqn.memory import SharedBlock
+from async_dqn.optimizers import OPTIMIZERS
 from async_dqn.parameters import ParameterStore, padded_size
 from async_dqn.presets import resolve
 from async_dqn.replay import ReplayShard
@@ -212,3 +215,55 @@ def test_phases_of_workers_only(options, capsys):
     words = [word for option in options for word in ("--set", option)]
     assert cli.main(["bench", "phases", *words]) == 2
     assert "phases are those of workers that learn; add --set mode=async" in capsys.readouterr().err
+
+
+# By hand: what each reads and writes of one float of the network, 4 bytes a time.
+MOVED = {
+    "shared-adam": {"pull": "tp", "push": "g" + "tt" + "mm" + "vv"},
+    "shared-rmsprop": {"pull": "tp", "push": "g" + "tt" + "ss"},
+    "rmsprop": {"pull": "tp", "push": "g" + "tt" + "ss"},
+    "momentum": {"pull": "tp", "push": "g" + "tt" + "mm"},
+}
+
+
+def test_bytes_of_an_update(measure):
+    short = ("--pairs", "2", "--seconds", "0.01")
+    printed, results = measure("update", "--parameters", "1_600", *short)
+    assert {result["optimizer"] for result in results} == set(MOVED) == set(OPTIMIZERS)
+    for result in results:
+        moved = MOVED[result["optimizer"]]
+        counted = {what: 4 * 1600 * len(parts) for what, parts in moved.items()}
+        assert (result["pull_bytes"], result["push_bytes"]) == tuple(counted.values())
+        transfer = Transfer(1600, result["optimizer"])
+        assert 2 * transfer.source.nbytes == sum(counted.values()) and transfer.store.state
+        assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in result["seconds"].values())
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line[:2] == "| "]
+    for cells, result in zip(rows[2:], results, strict=True):
+        us, rates = number(cells[4]), number(cells[5])
+        assert cells[:2] == ["1,600", result["optimizer"]]
+        assert rates == pytest.approx(result["push_bytes"] / us / 1e3, abs=0.2)
+        spent = {what: statistics.median(each) for what, each in result["seconds"].items()}
+        ratio = (spent["pull"] + spent["push"]) / spent["copy"]
+        assert number(cells[8]) == pytest.approx(ratio, rel=0.2)
+
+
+def test_pull_push_and_copy_do_what_they_say():
+    transfer = Transfer(1600, "shared-rmsprop")
+    transfer.pull()
+    before = transfer.network.vector.clone()
+    assert torch.equal(before, transfer.store.theta)
+    transfer.push()
+    moved = (transfer.store.theta - before).abs()
+    assert (moved > 0).float().mean() > 0.9 and torch.equal(before, transfer.network.vector)
+    assert transfer.store.updates == 1 and transfer.store.state[0].count_nonzero() == 1600
+    transfer.copied.zero_()
+    transfer.copy()
+    assert torch.equal(transfer.copied, transfer.source)
+
+
+def test_update_of_the_network_of_an_environment(measure):
+    wanted = ("--env", "CartPole-v1", "--set", "hidden=8", "--parameters", "16")
+    _, results = measure("update", *wanted, "--pairs", "1", "--seconds", "0.01")
+    # 4 inputs, 8 units with layer normalisation, 2 outputs.
+    sizes = [16, 4 * 8 + 8 + 2 * 8 + 8 * 2 + 2]
+    assert sorted({result["parameters"] for result in results}) == sizes

@@ -14,6 +14,7 @@ BENCHES = {
     "throughput": "the trainer's steps per second, and their share of what `env` measures",
     "phases": "what the time of a worker goes into: act, step, target, backward, pull, push, ...",
     "scaling": "steps per second and time to a score, by number of workers",
+    "update": "pull and push of the shared parameters, against a plain copy of as many bytes",
 }
 
 
