@@ -54,14 +54,20 @@ def compare(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> dict[str, Any]:
-    parser = Parser(prog="async-dqn compare", description=compare.__doc__)
-    parser.add_argument("--env", metavar="ID", help="(default: CartPole-v1)")
+    parser = parser_of("async-dqn compare", compare.__doc__)
     parser.add_argument(
         "--methods",
         metavar="NAME,NAME,...",
         help="<mode>-<algorithm>, a preset for any environment, or sb3-dqn; further options after "
         f'a colon: "pqn:--lam 0.8", "sb3-dqn:--steps 100_000" (default: {DEFAULT_METHODS})',
     )
+    return parser.parse(argv)
+
+
+def parser_of(prog: str, about: str | None) -> Parser:
+    """The options of every comparison; those of `compare` but for the methods."""
+    parser = Parser(prog=prog, description=about)
+    parser.add_argument("--env", metavar="ID", help="(default: CartPole-v1)")
     parser.add_argument("--seeds", metavar="N", help="seeds 0 to N - 1 of each (default: 5)")
     parser.add_argument("--workers", metavar="N", help="of each (default: the usable cores)")
     preset = "(default: as the environment's preset)"
@@ -76,7 +82,7 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
         action="append",
         help="a further option of every run (of peers: about the environment only); repeatable",
     )
-    return parser.parse(argv)
+    return parser
 
 
 def _plan(given: Mapping[str, Any], argv: Sequence[str]) -> tuple[dict[str, Any], list[Contender]]:

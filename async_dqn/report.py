@@ -173,7 +173,9 @@ def _summary(comparison: Comparison) -> Table:
     header = ["method", "solved" if reaching else "seeds", *reaching, *names]
     rows = []
     for label, runs in comparison.methods.items():
-        costs = [_spread([run.cost(clock, goal) for run in runs]) for clock in CLOCKS if reaching]
+        costs = [
+            cost_spread([run.cost(clock, goal) for run in runs]) for clock in CLOCKS if reaching
+        ]
         speeds = [run.steps_per_second for run in runs if run.steps_per_second is not None]
         speed = quantity(statistics.median(speeds) if speeds else None)
         rows.append([label, _solved(runs, goal), *costs, _final(runs), speed])
@@ -189,7 +191,7 @@ def _solved(runs: Sequence[RunResult], goal: float | None) -> str:
     return f"{sum(not run.cost('step', goal).missed for run in runs)} of {len(runs)}{note}"
 
 
-def _spread(costs: Sequence[Cost]) -> str:
+def cost_spread(costs: Sequence[Cost]) -> str:
     """Median (min to max), each marked ">" where it rests on a run that missed."""
     ordered = sorted(costs, key=lambda cost: (cost.missed, cost.value))
     middle = median(costs)

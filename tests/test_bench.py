@@ -1,5 +1,6 @@
 """`bench`: what its tables and its JSON say of short real measurements; no timing is judged."""
 
+import dataclasses
 import json
 import re
 import statistics
@@ -8,12 +9,14 @@ import sys
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from async_dqn import architecture, cli, envs
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.bench import BENCHES, phases, throughput
+from async_dqn.bench.peers import row_of
 from async_dqn.bench.phased import CPU, STEPS, PhasedLearner
 from async_dqn.bench.transfer import Transfer
 from async_dqn.collector import Collector
@@ -24,6 +27,7 @@ from async_dqn.optimizers import OPTIMIZERS
 from async_dqn.parameters import ParameterStore, padded_size
 from async_dqn.presets import resolve
 from async_dqn.replay import ReplayShard
+from async_dqn.results import COLUMNS, RunResult
 from async_dqn.task import Task
 
 SMALL = ("--set", "workers=1", "--set", "envs-per-worker=4")
@@ -267,3 +271,76 @@ def test_update_of_the_network_of_an_environment(measure):
     # 4 inputs, 8 units with layer normalisation, 2 outputs.
     sizes = [16, 4 * 8 + 8 + 2 * 8 + 8 * 2 + 2]
     assert sorted({result["parameters"] for result in results}) == sizes
+
+
+def test_start_up_against_an_import(measure):
+    printed, (result,) = measure("startup", "--pairs", "1", "--set", "envs-per-worker=2")
+    workers, *cells = table(printed)["CartPole-v1"]
+    (first,), (imported,) = result["first_update"], result["import_torch"]
+    assert workers == "2" and 0 < imported
+    assert first > 0.5 * imported, "the program imports torch too"
+    for cell, seconds in zip(cells, (first, imported, first / imported), strict=True):
+        assert number(cell) == pytest.approx(seconds, abs=0.01)
+
+
+def test_a_run_without_an_update_has_no_start_up(capsys):
+    late = ("--set", "preset=dqn", "--set", "replay-start=2000", "--pairs", "1")
+    assert cli.main(["bench", "startup", *late]) == 2
+    assert "the run ended before its first update" in capsys.readouterr().err
+
+
+def finished(label: str, seed: int, seconds: float, startup_s: float, solved: bool) -> RunResult:
+    reached = {"step": 10.0, "wall_s": seconds, "cpu_s": seconds} if solved else None
+    return RunResult(
+        env="CartPole-v1",
+        label=label,
+        seed=seed,
+        status="threshold reached" if solved else "budget reached",
+        curve=dict.fromkeys(COLUMNS, np.zeros(0)),
+        settings={"evaluation.stop_at_return": 5.0},
+        totals={"steps": 1000, "wall_s": seconds, "startup_s": startup_s, "cpu_s": seconds},
+        reached=reached,
+    )
+
+
+def test_ratios_of_seconds_pair_by_pair():
+    ours = [finished("ours", seed, 3.0 + seed, 1.0, seed != 3) for seed in range(4)]
+    other = [finished("other", seed, 10.0, 3.0, seed != 1) for seed in range(4)]
+    methods = {"ours": ours, "other": other}
+    label, solved, speed, seconds, training, whole = row_of("other", methods, "ours", 5.0)
+    assert (label, solved, speed) == ("other", "3 of 4", "143 (143 to 143)")
+    assert seconds == "10 (10 to > 10)"
+    # By seed: 7/2, > 7/3, 7/4, < 7/5; the whole process: 10/3, > 10/4, 10/5, < 10/6.
+    assert training == "1.75 (< 1.40 to > 2.33)"
+    assert whole == "2.00 (< 1.67 to > 2.50)"
+    assert row_of("ours", methods, "ours", 5.0)[4] == "1.00 (1.00 to 1.00, 3 of 4 pairs)"
+    failed = dataclasses.replace(other[0], status="failed", reached=None)
+    assert row_of("other", {**methods, "other": [failed]}, "ours", 5.0)[3:] == ["-", "-", "-"]
+
+
+@pytest.mark.timeout(300)  # five processes, one after another
+def test_peers_in_turn_with_ours(measure, tmp_path):
+    pytest.importorskip("stable_baselines3")
+    size = ("--workers", "1", "--steps", "1500", "--eval-every", "1500", "--eval-episodes", "5")
+    options = ("--seeds", "1", "--stop-at-return", "1", *size)
+    printed, results = measure("peers", *options)
+    methods = ["async-n-step-q", "sync-n-step-q", "dqn", "pqn", "sb3-dqn"]
+    assert [result["method"] for result in results] == methods == list(table(printed))[-5:]
+    ours = results[0]
+    for result in results:
+        folder = tmp_path / f"runs/peers-CartPole-v1/runs/CartPole-v1/{result['method']}-s0"
+        kept = json.loads((folder / "result.json").read_text())
+        assert result["solved"] and result["seconds"] == kept["seconds_to_threshold"]
+        cells = table(printed)[result["method"]]
+        training, own = (run["seconds"] - run["startup_s"] for run in (result, ours))
+        assert cells[0] == "1 of 1"
+        assert number(cells[3]) == pytest.approx(training / own, abs=0.01)
+        assert number(cells[4]) == pytest.approx(result["seconds"] / ours["seconds"], abs=0.01)
+    assert "peers are scored with their clocks stopped, which favours them" in printed
+    again, _ = measure("peers", *options)
+    assert again.count("; kept") == 5, "what is finished is not run again"
+
+
+def test_peers_need_a_score(capsys):
+    assert cli.main(["bench", "peers", "--env", "MinAtar/Breakout-v1"]) == 2
+    assert "time to a score needs the score; give --stop-at-return" in capsys.readouterr().err

@@ -61,8 +61,7 @@ class Options(Section):
 
     def check(self) -> None:
         """Raise UserError for what cannot be measured, or not be written."""
-        if self.json is not None and not Path(self.json).resolve().parent.is_dir():
-            raise UserError(f"cannot write {self.json}; choose a --json in a folder that is there")
+        check_path(self.json)
         settings, _ = self.given()
         for env in self.env:
             envs.check_env_id(env, settings.get("import_modules", ()))
@@ -137,6 +136,12 @@ def present(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) 
     """Print a Markdown table below what it shows and on which machine."""
     text = Text(f"{caption}; {machine()}")
     print(to_markdown([text, Table(header, rows)]), flush=True)
+
+
+def check_path(path: str | None) -> None:
+    """Raise UserError where figures will not be written, before they are measured."""
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise UserError(f"cannot write {path}; choose a --json in a folder that is there")
 
 
 def save(path: str | None, bench: str, results: Sequence[Mapping[str, Any]]) -> None:
