@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from async_dqn import architecture, cli, envs
+from async_dqn.algorithms.distributional import Distributional
 from async_dqn.algorithms.q_learning import QLearning
-from async_dqn.bench import BENCHES, phases, throughput
+from async_dqn.bench import BENCHES, command, phases, throughput
 from async_dqn.bench.peers import row_of
 from async_dqn.bench.phased import CPU, STEPS, PhasedLearner
 from async_dqn.bench.transfer import Transfer
@@ -89,6 +90,8 @@ REFUSALS = [
     ("--set: unknown option --lrr; did you mean --lr?", "env", "--set", "lrr=1"),
     ("--set: --lr must be a finite number above 0 (got 0)", "env", "--set", "lr=0"),
     ("--set: --env is given by the benchmark; drop it", "env", "--set", "env=CartPole-v1"),
+    ("--set: --steps is given by the benchmark; drop it", "phases", "--set", "steps=9"),
+    ("--set: --workers is given by the benchmark; drop it", "scaling", "--set", "workers=3"),
     ("--lam 0.5 acts only with", "throughput", "--set", "lam=0.5"),
     ("no environment 'Nope-v1'", "env", "--env", "Nope-v1"),
     ("cannot write gone/x.json; choose a --json in a folder", "env", "--json", "gone/x.json"),
@@ -102,6 +105,13 @@ def test_what_cannot_be_measured_is_refused(message, arguments, tmp_path, monkey
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_compared_takes_turns_forwards_and_backwards():
+    called: list[str] = []
+    measures = {name: lambda name=name: called.append(name) or len(called) for name in "abc"}
+    assert command.in_turns(3, measures) == {"a": [1, 6, 7], "b": [2, 5, 8], "c": [3, 4, 9]}
+    assert "".join(called) == "abccbaabc"
 
 
 def test_environments_alone(measure):
@@ -181,6 +191,7 @@ REPLAY = {"replay": "prioritized", "replay_start": 1, "replay_capacity": 100, "b
         (ReplayShard, "update_priorities", "replay", REPLAY),
         (QLearning, "loss", "forward", {}),
         (QLearning, "targets", "target", {}),
+        (Distributional, "target_distributions", "target", {"distributional": "quantile"}),
         (torch.Tensor, "backward", "backward", {}),
         (ParameterStore, "push", "push", {}),
         (Collector, "_rollout", "rest", {}),

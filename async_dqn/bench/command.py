@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from async_dqn import envs
 from async_dqn.config import Config, UserError
@@ -26,15 +26,19 @@ METAVARS = {
     "out": "DIR",
     "workers": "N,N",
 }
-# Options that a benchmark gives to its runs itself.
-OWN = {"env", "runs_dir", "run_name", "resume", "quiet", "version"}
 Sources = tuple[str | None, str | None]  # configuration file and preset, if any
 
 
 @dataclass(frozen=True)
 class Options(Section):
-    """The options of a benchmark of some environments; each has its preset's settings."""
+    """The options of a benchmark of some environments; each has its preset's settings.
 
+    `own` are the settings that the benchmark gives to its runs itself.
+    """
+
+    own: ClassVar[frozenset[str]] = frozenset(
+        {"env", "runs_dir", "run_name", "resume", "quiet", "version"}
+    )
     env: tuple[str, ...] = setting(("CartPole-v1",), "environment; may be repeated")
     pairs: int = setting(5, "repetitions, what is compared taking turns", within=COUNT)
     set: tuple[str, ...] = setting(
@@ -78,7 +82,7 @@ class Options(Section):
             given = parse_train(self.words)
         except UserError as error:
             raise UserError(f"--set: {error}") from None
-        for name in sorted(given.keys() & OWN):
+        for name in sorted(given.keys() & self.own):
             option = "--" + name.replace("_", "-")
             raise UserError(f"--set: {option} is given by the benchmark; drop it")
         return given, (given.pop("config", None), given.pop("preset", None))

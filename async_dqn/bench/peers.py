@@ -52,7 +52,8 @@ class Ratio(NamedTuple):
 def run(argv: Sequence[str]) -> int:
     """Compare Stable-Baselines3's DQN and our synchronous baselines with ours, run after run and
     seed by seed, by steps per second and by the seconds to a score: of training (from the first
-    update on) and of the whole process (from its start, imports included). Peers are scored with
+    update on) and of the whole process (from its start, imports included). The score is that of
+    --stop-at-return, else the one at which the environment counts as solved. Peers are scored with
     their clocks stopped, which favours them."""
     given = _parse(argv)
     env, goal = given["env"], given["stop_at_return"]

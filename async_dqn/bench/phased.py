@@ -73,7 +73,8 @@ class PhasedLearner(Learner):
         yield self.envs, "step", "step"
         yield self, "_gradient", "backward"  # what is left of it
         yield self.algorithm, "loss", "forward"
-        yield self.algorithm, "targets", "target"
+        for name in ("targets", "target_distributions"):
+            yield self.algorithm, name, "target"
         yield self, "_push", "push"
         for name in ("idle", "wait"):
             yield self.store, name, "wait"

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from async_dqn.bench.command import TimedOptions, in_turns, present, ratios, save, spread
-from async_dqn.bench.throughput import throughput
+from async_dqn.bench.command import in_turns, present, ratios, save, spread
+from async_dqn.bench.throughput import TrainerOptions, throughput
 from async_dqn.config import UserError
 
 # What a phase calls that is listed too counts there.
@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
     worker per agent step, and percent. Its workers read clocks where a phase begins and ends, which
     costs some of their speed: the first line says how much. Workers of ordinary training do not.
     CPU time is what remains where other programs had the core meanwhile."""
-    options = TimedOptions.parse("phases", run.__doc__, argv)
+    options = TrainerOptions.parse("phases", run.__doc__, argv)
     given, sources = options.given()
     results = []
     for env in options.env:
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _measure(settings: dict[str, Any], options: TimedOptions, sources) -> dict[str, Any]:
+def _measure(settings: dict[str, Any], options: TrainerOptions, sources) -> dict[str, Any]:
     """Measure one environment, print its table, and return the figures."""
     from async_dqn.bench.phased import CPU, STEPS, phased_run  # torch: late
 

@@ -31,6 +31,7 @@ COUNTS = Range("a list of whole numbers from 1", lambda n: n >= 1)
 class Options(TimedOptions):
     """Those of `bench scaling`."""
 
+    own = TimedOptions.own | {"workers"}
     env: tuple[str, ...] = setting(("CartPole-v1", "ALE/Pong-v5"), "environment; may be repeated")
     workers: tuple[int, ...] = setting((1, 2), "numbers of workers", within=COUNTS)
     pairs: int = setting(5, "repetitions of the speed; 0: none", within=FROM_ZERO)

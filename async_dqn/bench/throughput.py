@@ -27,6 +27,12 @@ HEADER = (
 )
 
 
+class TrainerOptions(TimedOptions):
+    """Those of a benchmark whose runs go on until they have been measured."""
+
+    own = TimedOptions.own | {"steps", "eval_every", "checkpoint_every", "stop_at_return"}
+
+
 class Throughput:
     """A callback that measures global steps per second after a warm-up, then ends the run."""
 
@@ -80,7 +86,7 @@ def throughput(
 
 def run(argv: Sequence[str]) -> int:
     """Compare a trainer without evaluation with its environments alone, on the same cores."""
-    options = TimedOptions.parse("throughput", run.__doc__, argv)
+    options = TrainerOptions.parse("throughput", run.__doc__, argv)
     given, sources = options.given()
     rows, results = [], []
     for env in options.env:
