@@ -117,15 +117,17 @@ def test_what_is_compared_takes_turns_forwards_and_backwards():
 def test_environments_alone(measure):
     size = ("--set", "workers=2", "--set", "envs-per-worker=4", "--set", "oversubscribe")
     printed, (result,) = measure("env", "--pairs", "2", "--seconds", "0.2", *size)
-    workers, speed = table(printed)["CartPole-v1"]
+    workers, speed, per_cpu_second = table(printed)["CartPole-v1"]
     assert workers == "2 x 4" and (result["workers"], result["environments"]) == (2, 4)
     assert len(result["per_core"]) == 2
-    assert min(result["per_core"]) <= number(speed) <= max(result["per_core"])
+    for cell, each in ((speed, "per_core"), (per_cpu_second, "per_cpu_second")):
+        assert min(result[each]) - 1 <= number(cell) <= max(result[each]) + 1
 
 
 def test_environments_alone_take_as_long_as_they_take(measure):
     _, (result,) = measure("env", "--pairs", "1", "--seconds", "0.5", *SLOW)
     assert 50 < result["per_core"][0] <= 100
+    assert result["per_cpu_second"][0] > 200, "asleep they need no CPU"
 
 
 def test_environments_that_break_are_no_measurement(tmp_path, capsys):
@@ -136,11 +138,14 @@ def test_environments_that_break_are_no_measurement(tmp_path, capsys):
 
 def test_the_trainers_share_of_what_environments_alone_can_do(measure):
     printed, (result,) = measure("throughput", "--pairs", "1", "--seconds", "0.5", *SMALL)
-    workers, alone, trained, share = table(printed)["CartPole-v1"]
+    workers, alone, trained, share, per_cpu_second = table(printed)["CartPole-v1"]
     assert workers == "1"
     assert number(alone) == pytest.approx(result["environments"][0], rel=0.01)
     assert number(trained) == pytest.approx(result["trainer"][0], rel=0.01)
     assert 0 < number(share) == pytest.approx(number(trained) / number(alone), abs=0.01)
+    cpu = result["per_cpu_second"]
+    ratio = cpu["trainer"][0] / cpu["environments"][0]
+    assert 0 < number(per_cpu_second) == pytest.approx(ratio, abs=0.01) and ratio < 1
 
 
 def test_phases_are_all_the_time_there_is(measure):

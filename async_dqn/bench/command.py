@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from async_dqn import envs
 from async_dqn.config import Config, UserError
@@ -111,6 +111,16 @@ def in_turns(count: int, measures: Mapping[Name, Callable[[], Figure]]) -> dict[
         for name in measures if pair % 2 == 0 else reversed(measures):
             figures[name].append(measures[name]())
     return figures
+
+
+class Speed(NamedTuple):
+    """Steps per second, and per second of CPU time of all processes together.
+
+    On a machine that is busy with other things only the latter says what a core can do.
+    """
+
+    wall: float
+    cpu: float
 
 
 def environment_of(config: Config) -> EnvSpec:

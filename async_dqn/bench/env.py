@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
 from async_dqn import envs, processes
-from async_dqn.bench.command import TimedOptions, environment_of, present, save, spread
+from async_dqn.bench.command import Speed, TimedOptions, environment_of, present, save, spread
 from async_dqn.child import Lifeline, RecordPipe, enter_child, receive, report_failure
 from async_dqn.config import Config, UserError, usable_cores
 from async_dqn.env_spec import EnvSpec
@@ -24,7 +25,10 @@ from async_dqn.processes import Child
 
 WARM_UP_S = 0.5
 ACTIONS = 1000  # rows of random actions, used again and again
-HEADER = ("environment", "workers x environments", "steps/s per core, median (min to max)")
+HEADER = (
+    *("environment", "workers x environments", "steps/s per core, median (min to max)"),
+    "steps per CPU second",
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -35,9 +39,14 @@ def run(argv: Sequence[str]) -> int:
         config = options.config(env)
         workers, count = steppers(config), config.parallel.envs_per_worker
         cores = min(workers, usable_cores())
-        speeds = [environment_speed(config, options.seconds) / cores for _ in range(options.pairs)]
-        rows.append((env, f"{workers} x {count}", spread(speeds, ",.0f")))
-        results.append({"env": env, "workers": workers, "environments": count, "per_core": speeds})
+        speeds = [environment_speed(config, options.seconds) for _ in range(options.pairs)]
+        figures = {
+            "per_core": [speed.wall / cores for speed in speeds],
+            "per_cpu_second": [speed.cpu for speed in speeds],
+        }
+        size = f"{workers} x {count}"
+        rows.append((env, size, *(spread(each, ",.0f") for each in figures.values())))
+        results.append({"env": env, "workers": workers, "environments": count, **figures})
     caption = "Environments alone, random actions, no network"
     repetitions = f"{options.pairs} repetitions of {options.seconds:g} s"
     present(f"{caption}: {repetitions}", HEADER, rows)
@@ -50,8 +59,8 @@ def steppers(config: Config) -> int:
     return 1 if config.parallel.mode == "serial" else config.parallel.actors
 
 
-def environment_speed(config: Config, seconds: float) -> float:
-    """Steps per second of all workers' environments together, measured for `seconds`.
+def environment_speed(config: Config, seconds: float) -> Speed:
+    """The speed of all workers' environments together, measured for `seconds`.
 
     Raises UserError if the environment cannot be made or breaks.
     """
@@ -67,7 +76,8 @@ def environment_speed(config: Config, seconds: float) -> float:
                 count = config.parallel.envs_per_worker
                 alone = Alone(spec, count, seed, seconds, end, Lifeline.here(), log)
                 child.start(step_alone, (alone,), end)
-            return sum(_speed(child) for child in children)
+            speeds = [_speed(child) for child in children]
+            return Speed(sum(s.wall for s in speeds), fmean(s.cpu for s in speeds))
         finally:
             for child in children:
                 if child.alive:
@@ -75,11 +85,11 @@ def environment_speed(config: Config, seconds: float) -> float:
                     child.reap()
 
 
-def _speed(child: Child) -> float:
+def _speed(child: Child) -> Speed:
     record = receive(child.pipe) or {"cause": "its process died"}
     if "cause" in record:
         raise UserError(f"the environments could not be stepped: {record['cause']}")
-    return record["steps_per_second"]
+    return Speed(**record["speed"])
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,7 @@ def step_alone(start: Alone) -> None:
         batch = envs.make_vector(start.spec, start.count, training=True)
         taken = _steps(batch, np.random.default_rng(start.seed))
         _count(taken, WARM_UP_S)
-        steps, seconds = _count(taken, start.seconds)
-        pipe.send({"steps_per_second": steps / seconds})
+        pipe.send({"speed": _count(taken, start.seconds)._asdict()})
         while True:
             next(taken)
 
@@ -122,10 +131,10 @@ def _steps(batch: envs.EnvBatch, generator: np.random.Generator) -> Iterator[int
             yield batch.num_envs - int(np.count_nonzero(batch.step(row).dummy))
 
 
-def _count(taken: Iterator[int], seconds: float) -> tuple[int, float]:
-    """Transitions within `seconds`, and how long it really took."""
-    begun, steps, elapsed = time.perf_counter(), 0, 0.0
+def _count(taken: Iterator[int], seconds: float) -> Speed:
+    """Transitions within `seconds`, by how long it really took."""
+    begun, cpu, steps, elapsed = time.perf_counter(), time.process_time(), 0, 0.0
     while elapsed < seconds:
         steps += next(taken)
         elapsed = time.perf_counter() - begun
-    return steps, elapsed
+    return Speed(steps / elapsed, steps / (time.process_time() - cpu))

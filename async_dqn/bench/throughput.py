@@ -1,5 +1,6 @@
 """`bench throughput`: how much of what the environments can do alone is left with a trainer."""
 
+import csv
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 from async_dqn import training
 from async_dqn.bench.command import (
     Sources,
+    Speed,
     TimedOptions,
     in_turns,
     present,
@@ -23,7 +25,7 @@ WARM_UP_SECONDS = 2.0
 NEVER = 10**12  # steps
 HEADER = (
     *("environment", "workers", "environments alone, steps/s", "trainer, steps/s"),
-    "trainer / environments, pair by pair",
+    *("trainer / environments, pair by pair", "the same per CPU second"),
 )
 
 
@@ -40,7 +42,7 @@ class Throughput:
         self.seconds = seconds
         self._begin: tuple[float, float] | None = None
         self._first: float | None = None
-        self.steps_per_second = 0.0
+        self.steps_per_second, self.steps = 0.0, (0, 0)  # over these
 
     def __call__(self, report: Mapping[str, float]) -> bool:
         now, step = time.monotonic(), report["step"]
@@ -51,6 +53,7 @@ class Throughput:
             self._begin = now, step
             return True
         elapsed = now - self._begin[0]
+        self.steps = int(self._begin[1]), int(step)
         self.steps_per_second = (step - self._begin[1]) / elapsed
         return elapsed < self.seconds
 
@@ -61,7 +64,17 @@ def throughput(
     sources: Sources = (None, None),
     trainer: Callable[..., Any] | None = None,
 ) -> float:
-    """Global steps per second of a run with these settings, evaluation and checkpoints off.
+    """Global steps per second of a run; arguments as those of `trainer_speed`."""
+    return trainer_speed(settings, seconds, sources, trainer).wall
+
+
+def trainer_speed(
+    settings: Mapping[str, Any],
+    seconds: float,
+    sources: Sources = (None, None),
+    trainer: Callable[..., Any] | None = None,
+) -> Speed:
+    """The speed of a run with these settings, evaluation and checkpoints off, for `seconds`.
 
     `sources` are the configuration file and the preset, if any; `trainer` as in `training.train`.
     """
@@ -79,9 +92,12 @@ def throughput(
         config, explicit = resolve({**settings, **own}, *sources)
         measured = Throughput(seconds)
         outcome = training.train(config, explicit, None, measured, False, trainer)
-    if outcome.exit_code:
-        raise SystemExit(outcome.exit_code)
-    return measured.steps_per_second
+        if outcome.exit_code:
+            raise SystemExit(outcome.exit_code)
+        with (outcome.run / "metrics.csv").open(newline="") as file:
+            spent = {int(row["step"]): float(row["cpu_s"]) for row in csv.DictReader(file)}
+    first, last = measured.steps
+    return Speed(measured.steps_per_second, (last - first) / (spent[last] - spent[first]))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -95,14 +111,18 @@ def run(argv: Sequence[str]) -> int:
             options.pairs,
             {
                 "environments": partial(environment_speed, config, options.seconds),
-                "trainer": partial(throughput, {**given, "env": env}, options.seconds, sources),
+                "trainer": partial(trainer_speed, {**given, "env": env}, options.seconds, sources),
             },
         )
-        alone, trained = speeds["environments"], speeds["trainer"]
-        workers, shares = steppers(config), ratios(trained, alone)
-        cells = spread(alone, ",.0f"), spread(trained, ",.0f"), spread(shares, ".2f")
-        rows.append((env, str(workers), *cells))
-        results.append({"env": env, "workers": workers, **speeds})
+        clock, cpu = (
+            {name: [getattr(speed, kind) for speed in each] for name, each in speeds.items()}
+            for kind in Speed._fields
+        )
+        shares = [ratios(kind["trainer"], kind["environments"]) for kind in (clock, cpu)]
+        cells = [spread(each, ",.0f") for each in clock.values()]
+        cells += [spread(each, ".2f") for each in shares]
+        rows.append((env, str(steppers(config)), *cells))
+        results.append({"env": env, "workers": steppers(config), **clock, "per_cpu_second": cpu})
     caption = "Environments alone and a trainer without evaluation on the same cores, in turn"
     present(
         f"{caption}: {options.pairs} pairs of {options.seconds:g} s; median (min to max)",
