@@ -93,6 +93,7 @@ REFUSALS = [
     ("--set: --steps is given by the benchmark; drop it", "phases", "--set", "steps=9"),
     ("--set: --workers is given by the benchmark; drop it", "scaling", "--set", "workers=3"),
     ("--lam 0.5 acts only with", "throughput", "--set", "lam=0.5"),
+    ("--lam 0.5 acts", "update", "--env", "CartPole-v1", "--set", "lam=0.5", "--pairs", "9999"),
     ("no environment 'Nope-v1'", "env", "--env", "Nope-v1"),
     ("cannot write gone/x.json; choose a --json in a folder", "env", "--json", "gone/x.json"),
 ]
@@ -152,8 +153,9 @@ def test_phases_are_all_the_time_there_is(measure):
     printed, (result,) = measure("phases", "--pairs", "1", "--seconds", "1", *SLOW)
     rows = table(printed)
     assert list(rows) == [*phases.PHASES, "all"]
-    shares = [float(cells[2].rstrip("%")) for cells in rows.values()]
-    assert sum(shares[:-1]) == pytest.approx(100, abs=0.5) and shares[-1] == 100
+    for column in (2, 4):
+        shares = [float(cells[column].rstrip("%")) for cells in rows.values()]
+        assert sum(shares[:-1]) == pytest.approx(100, abs=0.5) and shares[-1] == 100
     each = [number(cells[1]) for cells in rows.values()]
     assert sum(each[:-1]) == pytest.approx(each[-1], rel=0.01)
     (speed,), (steps,) = result["steps_per_second"]["with"], result["steps"]

@@ -36,7 +36,8 @@ class PhaseClock:
 
     def enter(self, phase: str) -> str:
         """From now on it is `phase`; returns which it was."""
-        now, cpu, before = perf_counter_ns(), process_time_ns(), self._phase
+        # The CPU time first: where the kernel gives the core away at this call, it was due before.
+        cpu, now, before = process_time_ns(), perf_counter_ns(), self._phase
         self.spent[before] += now - self._since
         self.spent[before + CPU] += cpu - self._cpu_since
         self._phase, self._since, self._cpu_since = phase, now, cpu

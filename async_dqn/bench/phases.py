@@ -24,8 +24,19 @@ PHASES = {
 }
 HEADER = (
     *("phase", "what it is", "us per agent step, mean (min to max)"),
-    *("share", "CPU us per agent step"),
+    *("share", "CPU us per agent step", "share"),
 )
+
+
+class Options(TrainerOptions):
+    """Those of `bench phases`."""
+
+    def check(self) -> None:
+        super().check()
+        for env in self.env:
+            parallel = self.config(env).parallel
+            if parallel.mode == "serial" or parallel.model_parallel:
+                raise UserError("phases are those of workers that learn; add --set mode=async")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,19 +44,16 @@ def run(argv: Sequence[str]) -> int:
     worker per agent step, and percent. Its workers read clocks where a phase begins and ends, which
     costs some of their speed: the first line says how much. Workers of ordinary training do not.
     CPU time is what remains where other programs had the core meanwhile."""
-    options = TrainerOptions.parse("phases", run.__doc__, argv)
+    options = Options.parse("phases", run.__doc__, argv)
     given, sources = options.given()
     results = []
     for env in options.env:
-        parallel = options.config(env).parallel
-        if parallel.mode == "serial" or parallel.model_parallel:
-            raise UserError("phases are those of workers that learn; add --set mode=async")
         results.append(_measure({**given, "env": env}, options, sources))
     save(options.json, "phases", results)
     return 0
 
 
-def _measure(settings: dict[str, Any], options: TrainerOptions, sources) -> dict[str, Any]:
+def _measure(settings: dict[str, Any], options: Options, sources) -> dict[str, Any]:
     """Measure one environment, print its table, and return the figures."""
     from async_dqn.bench.phased import CPU, STEPS, phased_run  # torch: late
 
@@ -61,16 +69,18 @@ def _measure(settings: dict[str, Any], options: TrainerOptions, sources) -> dict
     def per_step(phases: Counter[str], names: Iterable[str]) -> float:
         return sum(phases[name] for name in names) / phases[STEPS] / 1e3
 
-    whole = per_step(total, PHASES)
-    rows, each = [], {}
+    wall, cpu = (
+        {phase: [per_step(phases, [phase + kind]) for phases in spent] for phase in PHASES}
+        for kind in ("", CPU)
+    )
+    all_wall, all_cpu = (per_step(total, [p + kind for p in PHASES]) for kind in ("", CPU))
+    rows = []
     for phase, about in PHASES.items():
-        each[phase] = [per_step(phases, [phase]) for phases in spent]
-        mean, cpu = (per_step(total, [name]) for name in (phase, phase + CPU))
-        cell = f"{mean:.2f} ({min(each[phase]):.2f} to {max(each[phase]):.2f})"
-        rows.append((phase, about, cell, f"{mean / whole:.1%}", f"{cpu:.2f}"))
-    cpu = {phase: [per_step(phases, [phase + CPU]) for phases in spent] for phase in PHASES}
-    all_cpu = per_step(total, [phase + CPU for phase in PHASES])
-    rows.append(("all", "", f"{whole:.2f}", "100.0%", f"{all_cpu:.2f}"))
+        us, cpu_us = (per_step(total, [phase + kind]) for kind in ("", CPU))
+        cell = f"{us:.2f} ({min(wall[phase]):.2f} to {max(wall[phase]):.2f})"
+        shares = f"{us / all_wall:.1%}", f"{cpu_us / all_cpu:.1%}"
+        rows.append((phase, about, cell, shares[0], f"{cpu_us:.2f}", shares[1]))
+    rows.append(("all", "", f"{all_wall:.2f}", "100.0%", f"{all_cpu:.2f}", "100.0%"))
     kept = ratios(speeds["with"], speeds["without"])
     present(
         f"{settings['env']}: time of a worker; {options.pairs} runs of {options.seconds:g} s, "
@@ -83,6 +93,6 @@ def _measure(settings: dict[str, Any], options: TrainerOptions, sources) -> dict
         "env": settings["env"],
         "steps_per_second": speeds,
         "steps": [phases[STEPS] for phases in spent],
-        "us_per_step": each,
+        "us_per_step": wall,
         "cpu_us_per_step": cpu,
     }
