@@ -89,7 +89,7 @@ class Supervisor:
             return self._conclude()
 
     def _conclude(self) -> int:
-        if self._interrupted() or self.run_.reporter.stop_wanted:
+        if self.signals.received or self.run_.reporter.stop_wanted:
             self.run_.finish(STOPPED, cause=self.signals.words)
             return self.signals.exit_code
         if self.store.steps < self.budget and not self.run_.reached:
@@ -99,16 +99,13 @@ class Supervisor:
         return 0
 
     def _over(self) -> bool:
-        return (
-            self._interrupted()
+        return bool(
+            self.signals.received
             or self.run_.reached
             or self.run_.reporter.stop_wanted
             or self.store.steps >= self.budget
             or sum(not worker.retired for worker in self.workers) < self.min_workers
         )
-
-    def _interrupted(self) -> bool:
-        return self.signals.received is not None
 
     # Life and death
 
@@ -280,7 +277,7 @@ class Supervisor:
     def _final_evaluation(self) -> None:
         """Have the final parameters evaluated; a second signal is not needed to leave early."""
         self.store.control[EVALUATOR_ORDER] = FINISH
-        while not self._interrupted() and not self.run_.final_evaluated:
+        while not self.signals.received and not self.run_.final_evaluated:
             if not self.evaluator.alive and self.evaluator.revive_at is None:
                 return
             self._wait(SHORT_TICK_SECONDS)
