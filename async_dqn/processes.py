@@ -128,7 +128,7 @@ class Child:
         """Collect the dead process, and what its environment left running; return its exit code."""
         self.process.join()
         code = self.process.exitcode
-        with suppress(ProcessLookupError):  # a group without members is gone
+        with suppress(ProcessLookupError, PermissionError):  # gone without members; or reused
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.close()
         self.pipe.close()
