@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from async_dqn.config import SETTINGS, UserError
 from async_dqn.processes import THREAD_VARIABLES
 from async_dqn.settings import did_you_mean, one_line
+from async_dqn.signals import leaving_at_once
 
 INTERRUPTED = 130
 
@@ -55,6 +56,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
 
 
+@leaving_at_once()
 def train(argv: Sequence[str]) -> int:
     """Train with the settings in `argv`; see `--help`."""
     from async_dqn.options import AUTO, parse_train

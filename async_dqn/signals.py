@@ -41,6 +41,29 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, old)
 
 
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """While entered, an ending signal ends the process: as long as there is nothing to save.
+
+    A KeyboardInterrupt could meet an import that catches all, and then nobody would stop.
+    """
+    old = {number: signal.signal(number, _leave) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(exit_code(number))
+
+
+def exit_code(number: int) -> int:
+    """130 for SIGINT, 143 for SIGTERM and SIGHUP."""
+    return 130 if number == signal.SIGINT else 143
+
+
 def tell(line: str) -> None:
     """Write a line to stderr in a signal handler, which may have interrupted a print."""
     with suppress(OSError):
@@ -87,10 +110,8 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """130 for SIGINT, 143 for SIGTERM and SIGHUP, 0 without a signal."""
-        if self.received is None:
-            return 0
-        return 130 if self.received == signal.SIGINT else 143
+        """As of the function `exit_code`; 0 without a signal."""
+        return 0 if self.received is None else exit_code(self.received)
 
     @property
     def words(self) -> str | None:

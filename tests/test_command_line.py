@@ -1,6 +1,7 @@
 """The command line: every mistake is one line and exit code 2, before anything is written."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -249,3 +250,28 @@ def test_interrupt_before_training_leaves_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(presets, "resolve", interrupt)
     assert cli.main([]) == 130
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_training_meets_no_import_that_catches_all(tmp_path, number):
+    (tmp_path / "stubborn.py").write_text(
+        "import time\nprint('importing', flush=True)\n"
+        "while True:\n    try:\n        time.sleep(60)\n    except BaseException:\n        pass\n"
+    )
+    command = [sys.executable, "launch.py", "--import", "stubborn", "--runs-dir", tmp_path / "runs"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, err) == (130 if number == signal.SIGINT else 143, "")
+    assert not (tmp_path / "runs").exists()

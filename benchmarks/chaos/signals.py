@@ -1,5 +1,6 @@
 """The trainer killed, interrupted and terminated at random moments (A8, A10, A13, A14)."""
 
+import contextlib
 import math
 import os
 import random
@@ -65,27 +66,28 @@ def trainer(quick: bool) -> list[Promise]:
 
 
 def signals(quick: bool) -> list[Promise]:
-    """SIGINT to the whole group and SIGTERM to the trainer; then a second one."""
-    count, promises = 3 if quick else 30, []
+    """SIGINT to the whole group and SIGTERM to the trainer, sometimes a second one; half of them
+    while it starts, half while it trains."""
+    count, promises = 6 if quick else 30, []
     for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         wrong, traces, alive, slowest, second = [], 0, 0, 0.0, 0.0
         for k in range(count):
             run = Watched(*RUN, workers=2)
-            time.sleep(0.02 + LATEST_S * k / count)
-            pids = [run.process.pid, *(run.children() if number == signal.SIGINT else [])]
-            for pid in pids:
-                try:
+            if k % 2:
+                run.wait_until_learning()
+            # Before 0.1 s Python itself is starting.
+            time.sleep(random.uniform(0.0 if k % 2 else 0.1, 1.5))
+            for pid in [run.process.pid, *(run.children() if number == signal.SIGINT else [])]:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
-                except ProcessLookupError:
-                    pass
-            begun = time.monotonic()
-            if k % 3 == 2:
+            begun, twice = time.monotonic(), k % 3 == 2
+            if twice:
                 time.sleep(0.05)
                 run.process.send_signal(number)
             code, err = run.end(30)
             seconds = time.monotonic() - begun
             slowest = max(slowest, seconds)
-            second = max(second, seconds if k % 3 == 2 else 0.0)
+            second = max(second, seconds if twice else 0.0)
             if code != expected or newest(run) == -2:
                 wrong.append((k, code, newest(run)))
             traces += "Traceback" in err
