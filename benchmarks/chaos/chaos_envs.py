@@ -18,7 +18,7 @@ class TallyEnv(CartPoleEnv):
 
     A `share` of the steps (and of the resets, if they raise) has the `fault`: "raise", "malformed"
     (what is not finite, None or of the wrong shape, in turn) or "" for none. `folder` takes the
-    books, faulty steps included.
+    books; a faulty step counts as a fault only.
     """
 
     def __init__(self, folder: str, fault: str = "", share: float = 0.0) -> None:
@@ -41,9 +41,10 @@ class TallyEnv(CartPoleEnv):
 
     def step(self, action: int) -> tuple[Any, Any, bool, bool, dict]:
         observation, reward, *rest = super().step(action)
-        if self._books:
+        due = self._is_due()
+        if self._books and not due:
             os.write(self._books["steps"], b".")
-        if self._is_due():
+        if due:
             if self.fault == "raise":
                 raise RuntimeError("injected into step")
             self._kind += 1

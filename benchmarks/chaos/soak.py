@@ -42,6 +42,7 @@ def soak(minutes: float) -> list[Promise]:
             run.kill("worker", random.randrange(2))
             kills += 1
             samples.append((passed / (60 * minutes), *resources(run.process.pid)))
+        run.wait_for(lambda: len(run.pids("worker")) == 2 + kills)
         code, _ = run.stop()
         booked, faulty = written(folder, "steps"), written(folder, "faults")
     rows = np.array([sample for sample in samples if sample[0] > WARM_UP])
