@@ -104,7 +104,7 @@ def test_a_wall_clock_that_is_set_back_does_no_harm(tmp_path, monkeypatch) -> No
         *resolve({**settings, "runs_dir": str(tmp_path)}), in_own_process=False
     )
     assert outcome.exit_code == 0
-    rows = list(csv.DictReader((outcome.run / "metrics.csv").open()))
+    rows = list(csv.DictReader((outcome.run / "evaluations.csv").open()))
     seconds = [float(row["wall_s"]) for row in rows]
     assert len(rows) >= 2 and seconds == sorted(seconds)
     result = json.loads((outcome.run / "result.json").read_text())
