@@ -167,14 +167,7 @@ class AsyncDQN:
 
     def _build(self) -> None:
         """The parts that follow from the settings: environment facts and network shape."""
-        environment = self.config.environment
-        spec = EnvSpec(
-            self._factory or environment.env,
-            environment.env_arg,
-            environment.import_modules,
-            environment.max_episode_steps,
-            environment.action_bins,
-        )
+        spec = EnvSpec.of(self.config.environment, self._factory)
         info = envs.probe(spec)
         self.task = Task(self.config, spec, info, architecture.choose(self.config, info))
         self._space, self._actions = _interface(spec, info)

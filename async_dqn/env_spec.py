@@ -20,6 +20,7 @@ from gymnasium.envs.registration import EnvSpec as RegisteredSpec
 from gymnasium.envs.registration import get_env_id, parse_env_id
 
 from async_dqn.config import UserError
+from async_dqn.sections import EnvironmentConfig
 
 DEFAULT_MAX_EPISODE_STEPS = 10_000
 
@@ -59,6 +60,19 @@ class EnvSpec:
     import_modules: tuple[str, ...] = ()
     max_episode_steps: int | None = None
     action_bins: int = 5
+
+    @classmethod
+    def of(
+        cls, settings: EnvironmentConfig, factory: Callable[..., gymnasium.Env] | None = None
+    ) -> "EnvSpec":
+        """What a run with these settings plays; `factory` in place of the id they name."""
+        return cls(
+            factory or settings.env,
+            settings.env_arg,
+            settings.import_modules,
+            settings.max_episode_steps,
+            settings.action_bins,
+        )
 
     @property
     def id(self) -> str | None:

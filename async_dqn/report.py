@@ -77,7 +77,8 @@ def machine() -> str:
     except OSError:
         lines = []
     model = next((line.split(":", 1)[1] for line in lines if "model name" in line), model)
-    return f"{model.strip()}, {usable_cores()} core{'s' * (usable_cores() > 1)}"
+    cores = usable_cores()
+    return f"{model.strip()}, {cores} core{'s' * (cores > 1)}"
 
 
 def write(out: Path, comparisons: Sequence[Comparison], plans: Plans) -> Path:

@@ -66,7 +66,7 @@ def train(
         config, origin, notes = resumed(config, explicit)
     if config.parallel.simulate_workers is not None:
         config = _simulated(config, explicit, origin)
-    spec = _spec(config, factory)
+    spec = EnvSpec.of(config.environment, factory)
     if origin is None:
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode != "serial":
@@ -103,17 +103,6 @@ def train(
         raise NotSaved(run.unsaved, folder)
     saved = f"; checkpoint saved at step {run.store.steps:,}, --resume {folder} goes on"
     return Outcome(code, folder.path, f"{run.cause}{saved}" if code else "")
-
-
-def _spec(config: Config, factory: Callable[..., Any] | None) -> EnvSpec:
-    environment = config.environment
-    return EnvSpec(
-        environment.env if factory is None else factory,
-        environment.env_arg,
-        environment.import_modules,
-        environment.max_episode_steps,
-        environment.action_bins,
-    )
 
 
 def _simulated(

@@ -268,7 +268,9 @@ def test_bytes_of_an_update(measure):
     rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line[:2] == "| "]
     for cells, result in zip(rows[2:], results, strict=True):
         assert cells[:2] == ["1,600", result["optimizer"]]
-        turns = list(zip(*(result["seconds"][what] for what in ("pull", "push", "copy")), strict=True))
+        turns = list(
+            zip(*(result["seconds"][what] for what in ("pull", "push", "copy")), strict=True)
+        )
         by_hand = {
             4: [1e6 * push for _, push, _ in turns],
             5: [result["push_bytes"] / push / 1e9 for _, push, _ in turns],

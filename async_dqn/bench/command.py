@@ -12,12 +12,11 @@ from async_dqn import envs
 from async_dqn.config import Config, UserError
 from async_dqn.document import Table, Text, to_markdown
 from async_dqn.durable import replace_file
-from async_dqn.env_spec import EnvSpec
 from async_dqn.options import Parser, argument, parse_train, parse_value
 from async_dqn.presets import resolve
-from async_dqn.recorder import versions
 from async_dqn.report import machine
 from async_dqn.settings import COUNT, POSITIVE, Section, Setting, setting
+from async_dqn.versions import versions
 
 METAVARS = {
     "env": "ID",
@@ -121,18 +120,6 @@ class Speed(NamedTuple):
 
     wall: float
     cpu: float
-
-
-def environment_of(config: Config) -> EnvSpec:
-    """Which environment a run with these settings plays."""
-    given = config.environment
-    return EnvSpec(
-        given.env,
-        given.env_arg,
-        given.import_modules,
-        given.max_episode_steps,
-        given.action_bins,
-    )
 
 
 def spread(values: Sequence[float], form: str) -> str:

@@ -17,7 +17,7 @@ from statistics import fmean
 import numpy as np
 
 from async_dqn import envs, processes
-from async_dqn.bench.command import Speed, TimedOptions, environment_of, present, save, spread
+from async_dqn.bench.command import Speed, TimedOptions, present, save, spread
 from async_dqn.child import Lifeline, RecordPipe, enter_child, receive, report_failure
 from async_dqn.config import Config, UserError, usable_cores
 from async_dqn.env_spec import EnvSpec
@@ -64,7 +64,7 @@ def environment_speed(config: Config, seconds: float) -> Speed:
 
     Raises UserError if the environment cannot be made or breaks.
     """
-    spec = environment_of(config)
+    spec = EnvSpec.of(config.environment)
     envs.probe(spec)
     processes.preload(envs.preload_modules(spec.env))
     children = [Child("environments", index) for index in range(steppers(config))]

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from async_dqn import architecture, envs
-from async_dqn.bench.command import TimedOptions, environment_of, in_turns, present, save, spread
+from async_dqn.bench.command import TimedOptions, in_turns, present, save, spread
 from async_dqn.config import SETTINGS
+from async_dqn.env_spec import EnvSpec
 from async_dqn.settings import POSITIVE, Range, setting
 
 SIZES = Range("a list of whole numbers within [1, 10^9]", lambda n: 1 <= n <= 10**9)
@@ -64,7 +65,7 @@ def _network_size(options: Options, env: str) -> int:
     from async_dqn.networks import QNetwork
 
     config = options.config(env)
-    info = envs.probe(environment_of(config))
+    info = envs.probe(EnvSpec.of(config.environment))
     network = QNetwork(architecture.choose(config, info))
     return sum(parameter.numel() for parameter in network.parameters())
 

@@ -118,7 +118,7 @@ def train(name: str, config: Config) -> int:
     from async_dqn.run_folder import RunFolder, check_new_run
 
     env, run = config.environment, config.run
-    spec = EnvSpec(env.env, env.env_arg, env.import_modules, env.max_episode_steps, env.action_bins)
+    spec = EnvSpec.of(env)
     envs.check_env_id(env.env, env.import_modules)
     check_new_run(run.runs_dir, spec.name, run.run_name)
     info = envs.probe(spec)

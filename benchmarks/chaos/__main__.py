@@ -63,7 +63,8 @@ def _keep(name: str, promises: Sequence[Promise]) -> None:
         bench = line.removeprefix("| ").partition(" | ")[0]
         if bench in rows:
             rows[bench].append(line)
-    cells = [(name, *promise.row, machine()) for promise in promises]
+    origin = machine()
+    cells = [(name, *promise.row, origin) for promise in promises]
     rows[name] = [f"| {' | '.join(row)} |" for row in cells]
     text = ["# Reliability", "", "`python -m benchmarks.chaos` and `soak --minutes 30`.", ""]
     head = [f"| {' | '.join(HEAD)} |", "| --- " * len(HEAD) + "|"]
