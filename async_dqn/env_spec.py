@@ -52,7 +52,7 @@ class EnvSpec:
     `env` is a registered id or a class or factory that takes `kwargs`; `import_modules` are
     imported first, in every process; `max_episode_steps` None means the environment's own limit,
     else 27,000 for Atari and 10,000 for the rest; `action_bins` are the values that each dimension
-    of continuous actions is cut into.
+    of continuous actions is cut into; `backend` is what workers step.
     """
 
     env: str | Callable[..., gymnasium.Env]
@@ -60,6 +60,7 @@ class EnvSpec:
     import_modules: tuple[str, ...] = ()
     max_episode_steps: int | None = None
     action_bins: int = 5
+    backend: str = "gymnasium"
 
     @classmethod
     def of(
@@ -72,6 +73,7 @@ class EnvSpec:
             settings.import_modules,
             settings.max_episode_steps,
             settings.action_bins,
+            settings.env_backend,
         )
 
     @property
@@ -142,15 +144,17 @@ def check_env_id(
         _require(env_id, _entry_module(gymnasium.registry[env_id].entry_point))
 
 
-def preload_modules(env: str | Callable[..., gymnasium.Env]) -> list[str]:
+def preload_modules(spec: EnvSpec) -> list[str]:
     """Modules worth importing in the fork server, so that workers start without the wait.
 
     Only modules of known packages: code of the user's is imported in the workers alone.
     """
-    if not isinstance(env, str):
+    env_id = spec.id
+    if env_id is None:
         return []
-    env_id = env.rpartition(":")[2]
-    if env_id.startswith("ALE/"):
+    if spec.backend == "envpool":
+        return ["envpool"]
+    if spec.is_atari:
         return ["ale_py", "ale_py.vector_env"]
     if env_id.startswith("MinAtar/"):
         return ["minatar.gym"]

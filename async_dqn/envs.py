@@ -1,9 +1,11 @@
 """Making environments: any gymnasium id, class or factory becomes an `EnvBatch`.
 
 Three ways lead there: ale-py's vector environment for `ALE/...` ids, the vector entry point of an
-id where it has one (CartPole), and a loop over single environments for everything else.
+id where it has one (CartPole), and a loop over single environments for everything else. A fourth,
+EnvPool, is for training where it is asked for.
 """
 
+import dataclasses
 import importlib
 from functools import partial
 from typing import Any
@@ -34,6 +36,7 @@ from async_dqn.env_spec import (
     registered_spec,
 )
 from async_dqn.loop_env import LoopVectorEnv
+from async_dqn.pool_env import PoolVectorEnv
 from async_dqn.spaces import ObservationLayout, num_actions, observation_layout, parts
 
 __all__ = [
@@ -56,6 +59,8 @@ def make_vector(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
 
     Raises UserError when the environment cannot be made or its spaces are not supported.
     """
+    if training and spec.backend == "envpool":
+        return _make_pool(spec, num_envs)
     if spec.is_atari:
         return _make_atari(spec, num_envs, training)
     return _make_vectorised(spec, num_envs) or _make_loop(spec, num_envs)
@@ -128,6 +133,19 @@ def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
         return EnvBatch(vector, info, make)
     vector.close()
     return None
+
+
+def _make_pool(spec: EnvSpec, num_envs: int) -> EnvBatch:
+    """EnvPool's version of what gymnasium would make."""
+    model = make_vector(dataclasses.replace(spec, backend="gymnasium"), 1, training=True)
+    model.close()
+    if spec.id is None:
+        raise UserError(f"EnvPool has no {spec.name}; drop --env-backend envpool")
+    own = registered_spec(spec).kwargs if spec.is_atari else {}
+    make = partial(PoolVectorEnv, spec, num_envs, model.info, {**own, **spec.kwargs})
+    with creation_errors(spec):
+        vector = make()
+    return (AtariTrainingBatch if spec.is_atari else EnvBatch)(vector, model.info, make)
 
 
 def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:

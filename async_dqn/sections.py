@@ -56,6 +56,14 @@ class EnvironmentConfig(Section):
     action_bins: int = setting(
         5, "values per dimension of continuous actions", unit="bins", within=FROM_TWO
     )
+    env_backend: str = setting(
+        "gymnasium",
+        "what the workers step",
+        choices={
+            "gymnasium": "the environment itself",
+            "envpool": "EnvPool's version in C++, where it has one; evaluations keep gymnasium's",
+        },
+    )
 
 
 @dataclass(frozen=True)

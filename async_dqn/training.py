@@ -70,7 +70,7 @@ def train(
     if origin is None:
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode != "serial":
-        processes.preload(envs.preload_modules(spec.env))
+        processes.preload(envs.preload_modules(spec))
     late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
     with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
         info = envs.probe(spec)

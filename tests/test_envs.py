@@ -409,11 +409,12 @@ class TestRefusals:
 
 
 def test_preloaded_modules_can_be_imported() -> None:
-    assert preload_modules("CartPole-v1") == ["gymnasium.envs.classic_control.cartpole"]
-    assert preload_modules("LunarLander-v3") == ["gymnasium.envs.box2d.lunar_lander"]
-    assert preload_modules(NumberedEnv) == preload_modules("Scripted/Chain-v0") == []
+    assert preload_modules(EnvSpec("CartPole-v1")) == ["gymnasium.envs.classic_control.cartpole"]
+    assert preload_modules(EnvSpec("LunarLander-v3")) == ["gymnasium.envs.box2d.lunar_lander"]
+    for unknown in (NumberedEnv, "Scripted/Chain-v0"):
+        assert preload_modules(EnvSpec(unknown)) == []
     for env_id in ("MinAtar/Breakout-v1", "ALE/Pong-v5"):
-        assert preload_modules(env_id)
+        assert preload_modules(EnvSpec(env_id))
 
 
 class TestMinAtar:

@@ -21,7 +21,7 @@ FLOORS = (
     "config",
     # what the settings mean
     "architecture spaces env_spec options presets signals run_folder checkpoint_format results",
-    "actions loop_env comparisons contenders",
+    "actions loop_env pool_env comparisons contenders",
     "heads torsos env_batch checkpoint recorder figures jobs",
     "networks resume report speedup",
     "algorithms envs task",

@@ -66,7 +66,7 @@ def environment_speed(config: Config, seconds: float) -> Speed:
     """
     spec = EnvSpec.of(config.environment)
     envs.probe(spec)
-    processes.preload(envs.preload_modules(spec.env))
+    processes.preload(envs.preload_modules(spec))
     children = [Child("environments", index) for index in range(steppers(config))]
     with tempfile.TemporaryDirectory() as folder:
         try:
