@@ -68,6 +68,7 @@ class Evaluator:
         self.player = Player(task, self.network)
         self.best = -math.inf if best is None else best
         self._price = 0.0  # CPU seconds of the last screening
+        self._startup = time.process_time()  # imports are no evaluation
 
     def evaluate(self, final: bool = False) -> Generator[None, None, Evaluation | None]:
         """Snapshot theta and score it, one vector step per `next`.
@@ -107,7 +108,8 @@ class Evaluator:
     def affordable(self, part: float = 1.0) -> bool:
         """Whether one more evaluation stays within `part` of the CPU time it may take."""
         allowed = CPU_SHARE * self.store.total(CPU_NS) / 1e9 + CPU_SECONDS
-        return self.store.slot[CPU_NS] / 1e9 + self._price <= part * allowed
+        spent = self.store.slot[CPU_NS] / 1e9 - self._startup
+        return spent + self._price <= part * allowed
 
     def _worth_confirming(self, mean: float) -> bool:
         if mean >= self.threshold:

@@ -1,6 +1,7 @@
-"""The player: whole episodes, greedy, without noise, against episodes played by hand."""
+"""The player: whole episodes, greedy, without noise, against episodes played by hand. Its price."""
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from async_dqn import AsyncDQN, architecture, envs
 from async_dqn.config import Config, UserError
 from async_dqn.env_batch import SEED_LIMIT
 from async_dqn.env_spec import EnvSpec
-from async_dqn.parameters import FlatNetwork
+from async_dqn.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
+from async_dqn.memory import SharedBlock
+from async_dqn.parameters import CPU_NS, FlatNetwork, ParameterStore, padded_size
 from async_dqn.player import Player
 from async_dqn.task import Task
 
@@ -222,3 +225,21 @@ def test_evaluation_is_greedy_whatever_explores(settings) -> None:
     expected = by_hand(task, net, 30, 1, at_once=20)
     assert_same_scores(last(player, 30, 1), expected)
     assert last(player, 30, 1) == last(player, 30, 1)
+
+
+def test_evaluations_have_their_share_whatever_the_start_cost():
+    config = Config.from_flat({"workers": 1})
+    spec = EnvSpec.of(config.environment)
+    info = envs.probe(spec)
+    task = Task(config, spec, info, architecture.choose(config, info))
+    block = SharedBlock(task.sections(padded_size(task.network())))
+    store = ParameterStore(block, task.optimizer(), slot=1)
+    while time.process_time() < 2 * CPU_SECONDS:
+        pass
+    evaluator = Evaluator(task, store, None)
+    store.slot[CPU_NS] = time.process_time_ns()
+    assert evaluator.affordable()
+    store.slot[CPU_NS] += int(2e9 * CPU_SECONDS)
+    assert not evaluator.affordable()
+    store.slots[0, CPU_NS] = int(2e9 * CPU_SECONDS / CPU_SHARE)
+    assert evaluator.affordable()
