@@ -38,9 +38,9 @@ from async_dqn.task import CONFIRMATION, SCREENING, ChildStart, Task
 SCREENING_EPISODES = 10
 MIN_EPISODES_TO_ABANDON = 20
 # An evaluation starts only if, at the price of the last one, the evaluator's CPU time stays below
-# this share of the run's plus these seconds. While a threshold is wanted, a mere best score is
-# confirmed only below a third of that.
-CPU_SHARE, CPU_SECONDS = 0.035, 1.0
+# this share of the run's plus these seconds. While a threshold is wanted, which ends the run the
+# sooner the oftener one looks, a mere best score is confirmed only below a third of that.
+CPU_SHARE, CPU_SHARE_TO_THRESHOLD, CPU_SECONDS = 0.035, 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ class Evaluator:
 
     def affordable(self, part: float = 1.0) -> bool:
         """Whether one more evaluation stays within `part` of the CPU time it may take."""
-        allowed = CPU_SHARE * self.store.total(CPU_NS) / 1e9 + CPU_SECONDS
+        share = CPU_SHARE if self.threshold == math.inf else CPU_SHARE_TO_THRESHOLD
+        allowed = share * self.store.total(CPU_NS) / 1e9 + CPU_SECONDS
         spent = self.store.slot[CPU_NS] / 1e9 - self._startup
         return spent + self._price <= part * allowed
 

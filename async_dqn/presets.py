@@ -28,6 +28,13 @@ from async_dqn.config import (
 from async_dqn.settings import check, did_you_mean, either, show
 
 PRESET_FILES = Path(__file__).parent / "preset_files"
+# What choices cannot do without, whatever a preset says for others; `combinations` has the reasons.
+NEEDS = {
+    "distributional": {"[!n]*": {"lam": 1.0}},
+    "noisy": {"true": {"minibatches": 1}},
+    "replay": {"[!n]*": {"minibatches": 1}},
+    "model_parallel": {"true": {"epochs": 1, "minibatches": 1}},
+}
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_DOTS = 1_000  # in a line; tomllib takes quadratic time and more over long dotted keys
@@ -139,7 +146,8 @@ def load(name: str) -> Preset:
         }
         for key in [key for key in data if key.startswith("per-")]
     }
-    return Preset(name, env, flatten(data, path.name), tables)
+    needs = {key: {**tables.pop(key, {}), **table} for key, table in NEEDS.items()}
+    return Preset(name, env, flatten(data, path.name), tables | needs)
 
 
 def find(env: str) -> Preset | None:

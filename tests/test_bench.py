@@ -92,7 +92,7 @@ REFUSALS = [
     ("--set: --env is given by the benchmark; drop it", "env", "--set", "env=CartPole-v1"),
     ("--set: --steps is given by the benchmark; drop it", "phases", "--set", "steps=9"),
     ("--set: --workers is given by the benchmark; drop it", "scaling", "--set", "workers=3"),
-    ("--lam 0.5 acts only with", "throughput", "--set", "lam=0.5"),
+    ("--lam 0.5 acts only", "env", "--set", "lam=0.5", "--set", "algorithm=one-step-q"),
     ("no environment 'Nope-v1'", "env", "--env", "Nope-v1"),
     ("cannot write gone/x.json; choose a --json in a folder", "env", "--json", "gone/x.json"),
 ]
@@ -108,8 +108,7 @@ def test_what_cannot_be_measured_is_refused(message, arguments, tmp_path, monkey
 
 
 def test_all_environments_are_checked_before_one_is_measured(capsys):
-    pytest.importorskip("minatar")  # its preset is for q-lambda, CartPole's is not
-    both = ("--env", "MinAtar/Breakout-v1", "--env", "CartPole-v1")
+    both = ("--env", "CartPole-v1", "--env", "Acrobot-v1")  # only the first one's is q-lambda
     assert cli.main(["bench", "env", *both, "--set", "lam=0.5", "--pairs", "9999"]) == 2
     assert "--lam 0.5 acts only with --algorithm q-lambda" in capsys.readouterr().err
 
@@ -168,7 +167,9 @@ def test_phases_are_all_the_time_there_is(measure):
     spent = {phase: us for phase, (us,) in result["us_per_step"].items()}
     assert steps > 0 and sum(spent.values()) == pytest.approx(each[-1], rel=0.01)
     # One worker: all that it does between two steps is the time between two steps.
-    assert each[-1] == pytest.approx(1e6 / speed, rel=0.3)
+    assert 0.3 < each[-1] * speed / 1e6 < 3, (
+        "start and end of the counts lie apart on a busy machine"
+    )
     assert spent["step"] >= 1e4, "environments that sleep 10 ms each"
     assert result["cpu_us_per_step"]["step"][0] < 0.5 * spent["step"]
     assert {phase for phase in spent if not spent[phase]} <= {"replay", "wait"}
@@ -353,7 +354,7 @@ def test_peers_in_turn_with_ours(measure, tmp_path):
     size = ("--workers", "1", "--steps", "1500", "--eval-every", "1500", "--eval-episodes", "5")
     options = ("--seeds", "1", "--stop-at-return", "1", *size)
     printed, results = measure("peers", *options)
-    methods = ["async-n-step-q", "sync-n-step-q", "dqn", "pqn", "sb3-dqn"]
+    methods = ["async-q-lambda", "sync-q-lambda", "dqn", "pqn", "sb3-dqn"]
     assert [result["method"] for result in results] == methods == list(table(printed))[-5:]
     ours = results[0]
     for result in results:

@@ -167,7 +167,7 @@ def test_preset_is_found_by_id_then_family_then_none():
 def test_preset_by_name_brings_its_environment_and_yields_to_the_users():
     assert resolve({}, preset="lunarlander")[0].environment.env == "LunarLander-v3"
     config, _ = resolve({"env": "CartPole-v1"}, preset="lunarlander")
-    assert (config.environment.env, config.run.steps) == ("CartPole-v1", 3_000_000)
+    assert (config.environment.env, config.run.steps) == ("CartPole-v1", 1_500_000)
     assert message_of(resolve, {}, None, "best").startswith("unknown preset 'best'; choose acrobo")
 
 
@@ -196,10 +196,33 @@ def test_every_preset_is_valid_with_every_algorithm(name, algorithm):
     assert presets.find(config.environment.env).name == name
 
 
+VARIANTS = [
+    *({name: True} for name in ("double", "munchausen", "dueling", "noisy", "recurrent")),
+    *({"distributional": kind} for kind in ("categorical", "quantile")),
+    *({"replay": kind} for kind in ("uniform", "prioritized")),
+    *({"mode": mode} for mode in ("sync", "serial")),
+    {"mode": "sync", "workers": 2, "model_parallel": True, "replay": "none"},
+]
+
+
+@pytest.mark.parametrize("name", ENV_PRESETS)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_preset_brings_what_a_variant_needs(name, variant):
+    config, _ = resolve(variant, preset=name)
+    assert config.with_settings(variant) == config
+
+
+def test_what_a_variant_needs_yields_to_the_user():
+    with pytest.raises(UserError, match="--noisy has one draw per environment"):
+        resolve({"noisy": True, "minibatches": 2})
+    assert resolve({"distributional": "quantile", "lam": 0.0})[0].algorithm.lam == 0.0
+
+
 @pytest.mark.parametrize("name", ENV_PRESETS)
 def test_a_preset_for_no_environment_is_laid_over_that_of_the_environment(name):
     env = presets.load(name).settings["env"]
-    config, own = resolve({"env": env}, preset="rainbow-async")[0], resolve({"env": env})[0]
+    own = resolve({"env": env, "algorithm": "n-step-q"})[0]  # the algorithm of the preset
+    config = resolve({"env": env}, preset="rainbow-async")[0]
     assert config.network.distributional == "categorical" and config.algorithm.double
     assert config.replay.replay == "prioritized" and config.exploration.exploration == "noisy"
     assert config.environment == own.environment and config.run == own.run
@@ -218,10 +241,11 @@ def test_settings_that_contradict_each_other():
     assert "needs a target network" in message_of(
         resolve, {"double": True, "target_sync_steps": None}
     )
-    assert message_of(resolve, {"trace": "watkins"}).startswith(
+    n_step = {"algorithm": "n-step-q"}
+    assert message_of(resolve, {"trace": "watkins", **n_step}).startswith(
         "--trace watkins acts only with --algorithm q-lambda (this run: n-step-q)"
     )
-    assert "--lam 0.5 acts only" in message_of(resolve, {"lam": 0.5})
+    assert "--lam 0.5 acts only" in message_of(resolve, {"lam": 0.5, **n_step})
     assert resolve({"lam": 0.5, "trace": "watkins", "algorithm": "q-lambda"})
     assert resolve({"lam": 0.5, "resume": "runs/x"}), "a resumed run brings its algorithm"
     assert "cannot go with --resume" in message_of(resolve, {"resume": "x", "run_name": "y"})
