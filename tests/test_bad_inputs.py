@@ -28,6 +28,7 @@ def finished(tmp_path_factory) -> Path:
     """A short finished run with two checkpoints."""
     settings = {"mode": "serial", "workers": 1, "envs_per_worker": 2, "steps": 400, "quiet": True}
     settings |= {"eval_episodes": 2, "hidden": (16,), "checkpoint_every": 200, "run_name": "x"}
+    settings["algorithm"] = "n-step-q"
     settings |= {"keep_checkpoints": 5, "runs_dir": str(tmp_path_factory.mktemp("finished"))}
     run = training.train(*resolve(settings)).run
     (run / "checkpoints" / "best").write_text(f"{NEW}\n")

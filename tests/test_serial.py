@@ -52,7 +52,8 @@ def test_another_seed_gives_other_parameters(tmp_path):
 
 @pytest.mark.parametrize("envs", [1, 8])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, envs):
-    options = {"envs_per_worker": envs, "lr_schedule": "linear", "eval_every": 700}
+    options = {"algorithm": "n-step-q", "envs_per_worker": envs, "lr_schedule": "linear"}
+    options["eval_every"] = 700
     whole = train(tmp_path / "whole", steps=3000, **options)
     broken = train(tmp_path / "broken", steps=3000, **options)
     # Go back to the middle one, as after a kill between two checkpoints.

@@ -19,6 +19,7 @@ from async_dqn.task import Task
 SMALL = {
     "env": "CartPole-v1",
     "mode": "serial",
+    "algorithm": "n-step-q",
     "envs_per_worker": 2,
     "rollout_length": 5,
     "target_sync_steps": 500,

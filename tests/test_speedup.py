@@ -28,7 +28,7 @@ def arguments(tmp_path, monkeypatch):
     (tmp_path / "times.json").write_text(json.dumps({"times": TIMES}))
     options = ("stop-at-return=12", "steps=4000", "eval-every=500", "eval-episodes=5")
     given = ["bench", "scaling", "--env", "CartPole-v1", "--pairs", "0", "--simulated"]
-    for option in (*options, "simulate-times=times.json", "lr=1e-3"):
+    for option in (*options, "simulate-times=times.json", "lr=1e-3", "algorithm=n-step-q"):
         given += ["--set", option]
     return given
 

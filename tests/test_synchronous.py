@@ -234,6 +234,7 @@ def test_one_worker_makes_the_same_updates_in_every_mode(algorithm: str) -> None
 
 
 SYNC = (*SMALL, "--mode", "sync", "--eval-episodes", "5", "--quiet")
+SYNC += ("--rollout-length", "5", "--epochs", "1")
 
 
 def final_model(trainer: Trainer) -> dict:
