@@ -55,7 +55,7 @@ class Preset:
         values = {**self.settings, **chosen}
         fitting = (
             table
-            for name, tables in self.tables.items()
+            for name, tables in (*self.tables.items(), *NEEDS.items())
             for pattern, table in tables.items()
             if name in values and fnmatch.fnmatchcase(_key(values[name]), pattern)
         )
@@ -146,8 +146,7 @@ def load(name: str) -> Preset:
         }
         for key in [key for key in data if key.startswith("per-")]
     }
-    needs = {key: {**tables.pop(key, {}), **table} for key, table in NEEDS.items()}
-    return Preset(name, env, flatten(data, path.name), tables | needs)
+    return Preset(name, env, flatten(data, path.name), tables)
 
 
 def find(env: str) -> Preset | None:

@@ -212,6 +212,15 @@ def test_every_preset_brings_what_a_variant_needs(name, variant):
     assert config.with_settings(variant) == config
 
 
+def test_tables_hold_in_their_order_and_needs_after_them():
+    variant = {"distributional": "categorical"}
+    of_preset, small_batches = (
+        resolve({**variant, **given})[0] for given in ({}, {"algorithm": "n-step-q"})
+    )
+    assert (of_preset.algorithm.lam, of_preset.optimizer.lr) == (1.0, 3e-3)
+    assert small_batches.optimizer.lr == 5e-4
+
+
 def test_what_a_variant_needs_yields_to_the_user():
     with pytest.raises(UserError, match="--noisy has one draw per environment"):
         resolve({"noisy": True, "minibatches": 2})
