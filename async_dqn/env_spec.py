@@ -68,7 +68,7 @@ class EnvSpec:
     ) -> "EnvSpec":
         """What a run with these settings plays; `factory` in place of the id they name."""
         return cls(
-            factory or settings.env,
+            settings.env if factory is None else factory,
             settings.env_arg,
             settings.import_modules,
             settings.max_episode_steps,

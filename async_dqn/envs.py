@@ -139,8 +139,6 @@ def _make_pool(spec: EnvSpec, num_envs: int) -> EnvBatch:
     """EnvPool's version of what gymnasium would make."""
     model = make_vector(dataclasses.replace(spec, backend="gymnasium"), 1, training=True)
     model.close()
-    if spec.id is None:
-        raise UserError(f"EnvPool has no {spec.name}; drop --env-backend envpool")
     own = registered_spec(spec).kwargs if spec.is_atari else {}
     make = partial(PoolVectorEnv, spec, num_envs, model.info, {**own, **spec.kwargs})
     with creation_errors(spec):

@@ -7,7 +7,7 @@ itself in the very step of its limit is told as cut.
 
 import importlib.util
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -31,7 +31,7 @@ class PoolVectorEnv(VectorEnv):
     package or the environment is missing, or differs from gymnasium's in its spaces.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (as in VectorEnv)
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(self, spec: EnvSpec, num_envs: int, info: EnvInfo, kwargs: dict[str, Any]):
         if importlib.util.find_spec("envpool") is None:
@@ -40,7 +40,7 @@ class PoolVectorEnv(VectorEnv):
 
         self.num_envs, self._envpool = num_envs, envpool
         self._id = spec.name.rpartition("/")[2]
-        if self._id not in envpool.list_all_envs():
+        if spec.id is None or self._id not in envpool.list_all_envs():
             raise UserError(f"EnvPool has no {spec.name}; drop --env-backend envpool")
         renamed = {ATARI_NAMES.get(name, name): value for name, value in kwargs.items()}
         renamed.pop(None, None)

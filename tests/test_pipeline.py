@@ -124,18 +124,8 @@ def test_the_split_gradient_is_the_whole_one_and_one_update_follows(tmp_path) ->
 
 
 def test_a_run_makes_the_updates_of_serial_mode_and_meets_its_budget(tmp_path) -> None:
-    short = (
-        "--rollout-length",
-        "5",
-        "--steps",
-        "805",
-        "--max-grad-norm",
-        "1",
-        "--lr",
-        "1e-3",
-        "--epsilon-steps",
-        "900",
-    )
+    short = ("--steps", "805", "--max-grad-norm", "1", "--lr", "1e-3", "--epsilon-steps", "900")
+    short += ("--rollout-length", "5")
     serial = ("--workers", "1", "--mode", "serial", "--envs-per-worker", "16", "--epochs", "1")
     serial += PRESET[2:]
     runs = [
