@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # A record with its 4-byte prefix must fit: up to PIPE_BUF a write happens whole or not at all.
 RECORD_BYTES = getattr(select, "PIPE_BUF", 512) - 4
 
@@ -48,6 +49,7 @@ def _start_time(pid: int) -> str:
 def enter_child(title: str, lifeline: Lifeline, log: Path) -> None:
     """Tie this process to the trainer, name it, and send its output to `log`."""
     _die_with(lifeline)
+    keep_freed_memory()
     os.setpgid(0, 0)  # a kill of the group also catches what the environment started
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer alone handles Ctrl-C
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked until here
@@ -63,6 +65,17 @@ def enter_child(title: str, lifeline: Lifeline, log: Path) -> None:
         setproctitle.setproctitle(title)
     except ImportError:
         pass
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse freed memory up to 32 MiB a piece; elsewhere nothing happens.
+
+    By default it gives what a learning pass frees back to the kernel and takes it anew for the
+    next one: page by page, a fifth of a worker's time where observations are images.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
 
 def _die_with(lifeline: Lifeline) -> None:

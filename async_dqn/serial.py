@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from async_dqn.checkpoint_format import of_worker
+from async_dqn.child import keep_freed_memory
 from async_dqn.divergence import has_diverged, roll_back
 from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.learner import Learner
@@ -42,6 +43,7 @@ class SerialTrainer:
     def run(self) -> int:
         """Train until the budget, the threshold or a signal ends it."""
         torch.set_num_threads(1)  # another number rounds sums differently
+        keep_freed_memory()
         quiet = np.errstate(over="ignore", invalid="ignore")  # gradients are checked
         with quiet, StopSignals(self.run_.abandon, note=STOPPING) as self.signals:
             self.run_.recorder.open_board()

@@ -326,6 +326,30 @@ def test_a_worker_has_one_compute_thread_and_its_name_and_the_fork_server_has_on
     assert len(os.listdir(f"/proc/{server}/task")) == 1  # it only imports, so it can be forked
 
 
+def test_memory_that_a_pass_frees_serves_the_next_one():
+    program = """
+import resource, torch
+from async_dqn.child import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        parts = [torch.ones(1 << 20) for _ in range(8)]  # 32 MiB, all freed before the next turn
+        del parts
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+torch.set_num_threads(1)
+first = faults()
+keep_freed_memory()
+faults()
+print(first, faults())
+"""
+    command = [sys.executable, "-c", program]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    before, after = map(int, output.split())
+    if before < 50_000:
+        pytest.skip("this allocator keeps freed memory by itself")
+    assert after < before / 100
+
+
 @pytest.mark.parametrize("mode", ["async", "sync"])
 def test_nothing_listens_on_the_network(start, mode):
     trainer = start(*SMALL, "--mode", mode, "--steps", "100_000_000")
