@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from async_dqn.settings import UserError, either, show
+from async_dqn.settings import UserError, either
 
 Config = Any  # `config.Config`, which is built on this module
 
@@ -153,6 +153,10 @@ RULES = (
         lambda c: c.parallel.min_workers > c.parallel.workers,
         "--min-workers are of those that --workers counts; choose at most as many",
     ),
+    Rule(
+        lambda c: c.parallel.model_parallel and c.run.device != "cpu",
+        "--model-parallel splits the network between processes on the CPU; drop --device",
+    ),
 )
 
 # Settings that do nothing unless another has a certain value.
@@ -192,8 +196,6 @@ def check_combination(config: Config) -> None:
     if exploration.exploration == "epsilon" and final > start:
         hint = f"is above the starting value {start:g}; lower it or raise --epsilon-start"
         raise UserError(f"--epsilon-final {final:g} {hint}")
-    if config.run.device != "cpu":
-        raise UserError(f"device {show(config.run.device)} is not available (found: cpu)")
 
 
 def check_acts(given: Mapping[str, Any], values: Mapping[str, Any], known: Collection[str]) -> None:

@@ -41,9 +41,9 @@ class Learner:
     def __init__(self, task: Task, store: ParameterStore, index: int):
         config = task.config
         self.task, self.store, self.slot = task, store, store.slot
-        self.network = FlatNetwork(task.network())
+        self.network = FlatNetwork(task.learning_network())
         has_target = config.optimizer.target_sync_steps is not None
-        self.target = FlatNetwork(task.network(), gradient=False) if has_target else None
+        self.target = FlatNetwork(task.learning_network(), gradient=False) if has_target else None
         self.algorithm = build_algorithm(config)
         self.exploration = task.exploration.of(index, config.parallel.envs_per_worker)
         self.envs = make_vector(task.spec, config.parallel.envs_per_worker, training=True)
@@ -257,9 +257,9 @@ def self_check(network: FlatNetwork, optimizer: Optimizer) -> None:
     for k in range(1, 4):
         network.gradient.zero_()
         (k * sum(p.sum() for p in network.net.parameters())).backward()
-        wanted = torch.zeros_like(network.gradient)
+        wanted = torch.zeros(len(network.gradient))
         wanted[:size] = k
-        for gradient, (theta, *state) in zip((network.gradient, wanted), weights):
+        for gradient, (theta, *state) in zip((network.gradient.cpu(), wanted), weights):
             optimizer.step(theta, gradient, state, 1e-3, k - 1)
     network.gradient.zero_()
     if not torch.equal(weights[0], weights[1]):

@@ -17,7 +17,7 @@ from async_dqn.heads import QOutput, build_head
 from async_dqn.noisy import NoisyLinear
 from async_dqn.torsos import build_torso
 
-__all__ = ["QNetwork", "QOutput", "State", "restarted"]
+__all__ = ["OnDevice", "QNetwork", "QOutput", "State", "restarted"]
 
 State = tuple[torch.Tensor, torch.Tensor]  # (h, c) of an LSTM, [N, width] each
 
@@ -94,6 +94,32 @@ class QNetwork(nn.Module):
         return self.torso(obs)
 
 
+class OnDevice(nn.Module):
+    """A `QNetwork` on a GPU for callers in host memory, which are all of them.
+
+    Observations go over, Q-values come back: environments, rollouts and losses need not know where
+    the network computes. Parameters and gradients lie on `device`.
+    """
+
+    def __init__(self, net: QNetwork, device: str):
+        super().__init__()
+        self.net, self.device, self.noisy = net.to(device), device, net.noisy
+        self.initial_state, self.draw_noise = net.initial_state, net.draw_noise
+
+    def forward(
+        self, obs: torch.Tensor, state: State | None = None
+    ) -> tuple[QOutput, State | None]:
+        """`QNetwork.forward`."""
+        return _to_host(*self.net(obs.to(self.device), _moved(state, self.device)))
+
+    def unroll(
+        self, obs: torch.Tensor, state: State, starts: torch.Tensor
+    ) -> tuple[QOutput, State]:
+        """`QNetwork.unroll`."""
+        state = _moved(state, self.device)
+        return _to_host(*self.net.unroll(obs.to(self.device), state, starts.to(self.device)))
+
+
 def restarted(state: State | None, starts: NDArray[np.bool_]) -> State | None:
     """The state [N, width], zeroed in the rows [N] where an episode starts."""
     if state is None or not starts.any():
@@ -107,3 +133,13 @@ def _lstm(gates: torch.Tensor, c: torch.Tensor) -> State:
     enter, keep, candidate, show = gates.chunk(4, 1)
     c = keep.sigmoid() * c + enter.sigmoid() * candidate.tanh()
     return show.sigmoid() * c.tanh(), c
+
+
+def _to_host(output: QOutput, state: State | None) -> tuple[QOutput, State | None]:
+    return QOutput(*_moved(output, "cpu")), _moved(state, "cpu")
+
+
+def _moved(parts: tuple | None, device: str) -> tuple | None:
+    if parts is None:
+        return None
+    return tuple(None if part is None else part.to(device) for part in parts)

@@ -35,6 +35,7 @@ class NoisyLinear(nn.Linear):
     def draw(self, rows: int, generator: torch.Generator) -> None:
         """Draw noise for `rows` rows, kept until the next call; 0 switches it off."""
         normal = torch.randn(rows, self.in_features + self.out_features, generator=generator)
+        normal = normal.to(self.weight.device)
         factors = normal.sign() * normal.abs().sqrt()  # f of eq. 10
         self.noise_in, self.noise_out = factors.split((self.in_features, self.out_features), 1)
 

@@ -67,7 +67,7 @@ def padded_size(net: nn.Module) -> int:
 
 
 class FlatNetwork:
-    """A module whose parameters and gradients are views into two flat vectors [P].
+    """A module whose parameters and gradients are views into two flat vectors [P] on its device.
 
     Pulling is then one copy and clearing the gradient one `zero_()`. Never call `zero_grad()` on
     the module: it replaces the gradient views by None and silently cuts them off.
@@ -75,7 +75,7 @@ class FlatNetwork:
 
     def __init__(self, net: nn.Module, gradient: bool = True):
         self.net = net
-        self.vector = torch.zeros(padded_size(net))
+        self.vector = torch.zeros(padded_size(net), device=next(net.parameters()).device)
         self.gradient = torch.zeros_like(self.vector) if gradient else None
         start = 0
         for parameter in net.parameters():
@@ -249,8 +249,10 @@ class ParameterStore:
         """Copy the target if a newer one was published; say whether there was."""
         if self.target.sequence == self._seen_target:
             return False
-        read = self.target.read(network.vector)
+        host = network.vector.cpu()  # itself, unless the network is on a GPU
+        read = self.target.read(host)
         if read is not None:
+            network.vector.copy_(host)
             self._seen_target = read[0]
         return read is not None
 
@@ -277,7 +279,7 @@ class ParameterStore:
         lr *= self.learning_rate_multiplier
         if staleness_scaling:
             lr /= max(1, staleness)
-        self.optimizer.step(self.theta, gradient, self.state, lr, self.updates)
+        self.optimizer.step(self.theta, gradient.cpu(), self.state, lr, self.updates)
         self.slot[UPDATES] += 1
         return staleness
 

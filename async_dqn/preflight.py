@@ -5,10 +5,13 @@ import resource
 import shutil
 from pathlib import Path
 
+import torch
+
 from async_dqn.checkpoint_format import Checkpoint, of_worker
 from async_dqn.config import UserError
 from async_dqn.parameters import check_named, flat_vector, padded_size
 from async_dqn.resume import stored_config
+from async_dqn.settings import show
 from async_dqn.task import Task
 
 CHECKPOINTS = 3  # the last one, the best, and one that is being written
@@ -17,7 +20,8 @@ MEMORY = Path("/proc/meminfo")
 
 
 def check_machine(task: Task, folder: Path) -> None:
-    """Files that may be open, memory, and room where `folder` will be; raises UserError."""
+    """The device, open files, memory, and room where `folder` will be; raises UserError."""
+    check_device(task.config.run.device)
     size, replay = padded_size(task.network()), task.replay_bytes
     if task.config.parallel.mode != "serial":
         _check_files(task.config.parallel.workers)
@@ -26,6 +30,14 @@ def check_machine(task: Task, folder: Path) -> None:
     owners = 1 if task.shared_state else task.config.parallel.workers
     vectors = 2 + owners * task.optimizer().rows  # parameters, target network, optimiser
     _check_room(folder, CHECKPOINTS * (4 * size * vectors + stored))
+
+
+def check_device(name: str) -> None:
+    """Raise UserError unless networks can compute on `name`: cpu, cuda or cuda:N."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if name not in ["cpu", *gpus] and not (name == "cuda" and gpus):
+        found = ", ".join(["cpu", *gpus])
+        raise UserError(f"device {show(name)} is not available (found: {found})")
 
 
 def check_tensors(task: Task, found: Checkpoint) -> None:

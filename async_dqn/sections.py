@@ -181,7 +181,9 @@ class RunConfig(Section):
         100_000, "interval between checkpoints", unit="global steps", within=COUNT
     )
     keep_checkpoints: int = setting(3, "newest checkpoints kept, besides the best", within=COUNT)
-    device: str = setting("cpu", "where networks compute; only cpu so far")
+    device: str = setting(
+        "cpu", "where workers learn: cpu, cuda or cuda:N; evaluations stay on the CPU"
+    )
     quiet: bool = setting(False, "no progress display")
 
 

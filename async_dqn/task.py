@@ -13,7 +13,7 @@ from async_dqn.config import Config
 from async_dqn.env_spec import EnvInfo, EnvSpec
 from async_dqn.exploration import Schedule, schedule
 from async_dqn.memory import Section, SharedBlock
-from async_dqn.networks import QNetwork
+from async_dqn.networks import OnDevice, QNetwork
 from async_dqn.optimizers import OPTIMIZERS, Optimizer
 from async_dqn.parameters import ParameterStore
 from async_dqn.replay import ReplayShard, replay_bytes, segment_length
@@ -33,7 +33,13 @@ class Task:
     architecture: Architecture
 
     def network(self) -> QNetwork:
+        """The network, in host memory."""
         return QNetwork(self.architecture)
+
+    def learning_network(self) -> QNetwork | OnDevice:
+        """The network where a learner computes with it."""
+        device = self.config.run.device
+        return self.network() if device == "cpu" else OnDevice(self.network(), device)
 
     def optimizer(self) -> Optimizer:
         return OPTIMIZERS[self.config.optimizer.optimizer]()

@@ -62,7 +62,7 @@ class Convolutions(nn.Sequential):
         self.bfloat16 = bfloat16
 
     def forward(self, planes: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(planes.device.type, torch.bfloat16, enabled=self.bfloat16):
             return super().forward(planes).float()
 
 

@@ -80,6 +80,7 @@ REFUSED = [
     (24, {**STAGES, "minibatches": 2}, STAGES),
     (25, {**STAGES, "network": "linear"}, {**STAGES, "network": "mlp"}),
     (26, {"workers": 2, "min_workers": 3}, {"workers": 2, "min_workers": 2}),
+    (27, {**STAGES, "device": "cuda"}, {"mode": "sync", "device": "cuda"}),
 ]
 
 

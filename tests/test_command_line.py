@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from async_dqn import __version__, cli, options, presets
 from async_dqn.config import SETTINGS, usable_cores
@@ -23,6 +24,7 @@ def launch(*arguments: str, cwd: Path = ROOT, stdout: int = subprocess.PIPE):
 
 
 # Rows of the table of bad inputs, by number; the last columns are arguments.
+DEVICES = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
 BAD_INPUTS = [
     (1, "--workers must be a whole number from 1 (got '0')", "--workers", "0"),
     (1, "--workers must be a whole number from 1 (got '-3')", "--workers", "-3"),
@@ -92,8 +94,8 @@ BAD_INPUTS = [
     ),
     (10, "--seed must be within [0, 2^63) (got -1)", "--seed", "-1"),
     (10, f"--seed must be within [0, 2^63) (got {2**70})", "--seed", str(2**70)),
-    (20, "device 'tpu' is not available (found: cpu)", "--device", "tpu"),
-    (20, "device 'cuda:7' is not available (found: cpu)", "--device", "cuda:7"),
+    (20, f"device 'tpu' is not available (found: {DEVICES})", "--device", "tpu"),
+    (20, f"device 'cuda:99' is not available (found: {DEVICES})", "--device", "cuda:99"),
     (
         21,
         "cannot read config absent.toml: No such file or directory",
