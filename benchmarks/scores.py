@@ -85,10 +85,10 @@ BENCHMARKS = {
         lambda result: result["final_mean"] >= 12,
     ),
     "pong": Benchmark(
-        "--env ALE/Pong-v5 --steps 1500000 --workers 2",
-        range(1),
-        "evaluation over 10 episodes above -15, 2,500 steps/s",
-        lambda result: result["best_mean"] > -15,
+        "--env ALE/Pong-v5 --stop-at-return 18 --workers 2",
+        range(3),
+        "an evaluation over 10 episodes of at least 18 within 15 minutes on 3 of 3 seeds",
+        lambda result: (result["seconds_to_threshold"] or 1e9) <= 900,
     ),
 }
 COLUMNS = {

@@ -182,8 +182,9 @@ def test_table_per_algorithm_applies_whoever_chose_the_algorithm(tmp_path):
 
 
 def test_keywords_of_the_environment_join():
-    config, _ = resolve({"env": "ALE/Pong-v5", "env_arg": {"difficulty": 1}})
-    assert config.environment.env_arg == {"repeat_action_probability": 0.0, "difficulty": 1}
+    config, _ = resolve({"env": "ALE/Pong-v5", "env_arg": {"difficulty": 1, "img_width": 84}})
+    keywords = {"repeat_action_probability": 0.0, "img_height": 60, "img_width": 84}
+    assert config.environment.env_arg == {**keywords, "difficulty": 1}
 
 
 ENV_PRESETS = [name for name in presets.names() if presets.load(name).env]
