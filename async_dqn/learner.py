@@ -172,7 +172,7 @@ class Learner:
             elif norm > settings.max_grad_norm:
                 self.network.gradient.mul_(settings.max_grad_norm / norm)
         staleness = self.store.push(
-            self.network.gradient if learned is not None else None,
+            self.network.gradient.cpu() if learned is not None else None,
             self.task.learning_rate(step),
             settings.staleness_scaling,
             settings.max_staleness,

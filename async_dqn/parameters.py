@@ -279,7 +279,7 @@ class ParameterStore:
         lr *= self.learning_rate_multiplier
         if staleness_scaling:
             lr /= max(1, staleness)
-        self.optimizer.step(self.theta, gradient.cpu(), self.state, lr, self.updates)
+        self.optimizer.step(self.theta, gradient, self.state, lr, self.updates)
         self.slot[UPDATES] += 1
         return staleness
 

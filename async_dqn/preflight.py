@@ -34,8 +34,10 @@ def check_machine(task: Task, folder: Path) -> None:
 
 def check_device(name: str) -> None:
     """Raise UserError unless networks can compute on `name`: cpu, cuda or cuda:N."""
+    if name == "cpu":
+        return  # without looking for GPUs
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if name not in ["cpu", *gpus] and not (name == "cuda" and gpus):
+    if name not in gpus and not (name == "cuda" and gpus):
         found = ", ".join(["cpu", *gpus])
         raise UserError(f"device {show(name)} is not available (found: {found})")
 

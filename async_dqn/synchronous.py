@@ -110,8 +110,7 @@ class SynchronousStore(ParameterStore):
             return 0
         if gradient is not None:
             rate = lr * self.learning_rate_multiplier
-            own, *state = self._part
-            self.optimizer.step(own, gradient.cpu(), state, rate, self._count)
+            self.optimizer.step(self._part[0], gradient, list(self._part[1:]), rate, self._count)
             self._count_update()
         self._since_average += 1
         self._learned |= gradient is not None

@@ -9,9 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from async_dqn.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
+# As refusals list them.
+DEVICES = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
 # Small and quick to start; the learning itself is not what these runs are about.
 SMALL = ("--workers", "2", "--envs-per-worker", "4", "--eval-every", "20000")
 

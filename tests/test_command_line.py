@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from async_dqn import __version__, cli, options, presets
 from async_dqn.config import SETTINGS, usable_cores
+from runs import DEVICES
 
 ROOT = Path(__file__).parent.parent
 MOST = 8 * usable_cores()
@@ -24,7 +24,6 @@ def launch(*arguments: str, cwd: Path = ROOT, stdout: int = subprocess.PIPE):
 
 
 # Rows of the table of bad inputs, by number; the last columns are arguments.
-DEVICES = ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
 BAD_INPUTS = [
     (1, "--workers must be a whole number from 1 (got '0')", "--workers", "0"),
     (1, "--workers must be a whole number from 1 (got '-3')", "--workers", "-3"),

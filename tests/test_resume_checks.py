@@ -9,7 +9,7 @@ from async_dqn import training
 from async_dqn.cli import main
 from async_dqn.presets import resolve
 from async_dqn.run_folder import RunFolder
-from runs import refused
+from runs import DEVICES, refused
 
 SCRIPTED = ("--import", "scripted_ids", "--env")
 
@@ -83,7 +83,7 @@ def test_other_settings_may_change_and_each_is_noted(capsys, run):
         (("--env", "CartPole-v99"), "CartPole has versions v0, v1 (asked v99)"),
         (("--env", "evil:Foo-v0"), "add --import evil if you trust it"),
         (("--network", "nature"), "the nature network does not fit a vector"),
-        (("--device", "tpu"), "device 'tpu' is not available (found: cpu"),
+        (("--device", "tpu"), f"device 'tpu' is not available (found: {DEVICES})"),
         ((*SCRIPTED, "Scripted/Unbuildable-v0"), "cannot create env: ValueError: no display"),
         ((*SCRIPTED, "Scripted/OldGym-v0"), "env returns no (observation, info) from reset; "),
         ((*SCRIPTED, "Scripted/OldGym-v0", "--env-arg", "old_reset=false"), "4 values from step; "),
