@@ -313,3 +313,12 @@ def test_a_preset_for_no_environment_has_tables_for_some() -> None:
     assert typed.parallel.epochs == 3
     game, _ = presets.resolve({"env": "MinAtar/Freeway-v1"}, None, "dqn")
     assert game.replay.replay_start == 5_000  # from its table for MinAtar/*
+
+
+def test_pqn_on_atari_has_nothing_of_what_was_tuned_for_replay() -> None:
+    pqn, _ = presets.resolve({"env": "ALE/Pong-v5"}, None, "pqn")
+    without_replay, _ = presets.resolve({"env": "ALE/Pong-v5", "algorithm": "n-step-q"})
+    for config in (pqn, without_replay):
+        assert (config.replay.replay, config.run.steps) == ("none", 10_000_000)
+        assert (config.optimizer.lr, config.optimizer.max_grad_norm) == (5e-4, 10.0)
+        assert config.exploration.epsilon_steps == 500_000
