@@ -89,8 +89,12 @@ class Task:
 
     @property
     def eval_epsilon(self) -> float:
-        """Exploration in evaluations: none, but for Atari, where a greedy policy can get stuck."""
-        return 0.001 if self.spec.is_atari else 0.0
+        """Exploration in evaluations: none, but for Atari, where a greedy policy can get stuck.
+
+        At Rainbow's 0.001 a young policy waits 4,000 steps for each ball of Breakout: one evaluation
+        took eight minutes.
+        """
+        return 0.01 if self.spec.is_atari else 0.0
 
     def replay_shard(self) -> ReplayShard | None:
         """One worker's part of the replay memory; None without replay."""

@@ -62,11 +62,13 @@ class Convolutions(nn.Sequential):
         self.bfloat16 = bfloat16
 
     def forward(self, planes: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and not self.bfloat16:
+        if self.bfloat16:
+            with torch.autocast(planes.device.type, torch.bfloat16):
+                return super().forward(planes).float()
+        if torch.is_grad_enabled():
             # Gradients of float32 weights take half the time in this layout, forwards no less.
             planes = planes.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(planes.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return super().forward(planes).float()
+        return super().forward(planes)
 
 
 class Residual(nn.Sequential):

@@ -90,6 +90,12 @@ BENCHMARKS = {
         "an evaluation over 10 episodes of at least 18 within 15 minutes on 3 of 3 seeds",
         lambda result: (result["seconds_to_threshold"] or 1e9) <= 900,
     ),
+    "atari-breakout": Benchmark(
+        "--env ALE/Breakout-v5 --steps 2500000 --workers 2",
+        range(3),
+        "final evaluation after 10 M frames above 50 on 3 of 3 seeds",
+        lambda result: result["final_mean"] > 50,
+    ),
 }
 COLUMNS = {
     "status": "{}",
