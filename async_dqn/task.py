@@ -91,8 +91,8 @@ class Task:
     def eval_epsilon(self) -> float:
         """Exploration in evaluations: none, but for Atari, where a greedy policy can get stuck.
 
-        At Rainbow's 0.001 a young policy waits 4,000 steps for each ball of Breakout: one evaluation
-        took eight minutes.
+        At Rainbow's 0.001 a young policy waits 4,000 steps for each ball of Breakout: an
+        evaluation took eight minutes.
         """
         return 0.01 if self.spec.is_atari else 0.0
 
