@@ -20,6 +20,7 @@ CONVOLUTIONS = {
     "nips": (((16, 8, 4), (32, 4, 2)), 256),  # Mnih et al. 2013, and of the asynchronous paper
     "nature": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512),  # Mnih et al. 2015
 }
+SMALL_SIDE = 16  # of planes whose layout makes no difference worth a copy
 RESIDUAL_STAGES = (16, 32, 32)  # channels, Espeholt et al. 2018, fig. 3
 
 
@@ -65,7 +66,7 @@ class Convolutions(nn.Sequential):
         if self.bfloat16:
             with torch.autocast(planes.device.type, torch.bfloat16):
                 return super().forward(planes).float()
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and planes.shape[-1] > SMALL_SIDE:
             # Gradients of float32 weights take half the time in this layout, forwards no less.
             planes = planes.contiguous(memory_format=torch.channels_last)
         return super().forward(planes)
