@@ -30,6 +30,7 @@ from async_dqn.settings import check, did_you_mean, either, show
 PRESET_FILES = Path(__file__).parent / "preset_files"
 # What choices cannot do without, whatever a preset says for others; `combinations` has the reasons.
 NEEDS = {
+    "envs_per_worker": {"[1-7]": {"minibatches": 1}},
     "distributional": {"[!n]*": {"lam": 1.0}},
     "noisy": {"true": {"minibatches": 1}},
     "replay": {"[!n]*": {"minibatches": 1}},

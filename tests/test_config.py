@@ -315,6 +315,14 @@ def test_a_preset_for_no_environment_has_tables_for_some() -> None:
     assert game.replay.replay_start == 5_000  # from its table for MinAtar/*
 
 
+def test_a_presets_minibatches_give_way_to_few_environments() -> None:
+    for env, preset in (("LunarLander-v3", None), ("CartPole-v1", "pqn")):
+        few, _ = presets.resolve({"env": env, "envs_per_worker": 3}, None, preset)
+        assert (few.parallel.envs_per_worker, few.parallel.minibatches) == (3, 1)
+        many, _ = presets.resolve({"env": env, "envs_per_worker": 16}, None, preset)
+        assert many.parallel.minibatches > 1
+
+
 def test_pqn_on_atari_has_nothing_of_what_was_tuned_for_replay() -> None:
     pqn, _ = presets.resolve({"env": "ALE/Pong-v5"}, None, "pqn")
     without_replay, _ = presets.resolve({"env": "ALE/Pong-v5", "algorithm": "n-step-q"})
