@@ -40,7 +40,7 @@ MIN_EPISODES_TO_ABANDON = 20
 # An evaluation starts only if, at the price of the last one, the evaluator's CPU time stays below
 # this share of the run's plus these seconds. While a threshold is wanted, which ends the run the
 # sooner the oftener one looks, a mere best score is confirmed only below a third of that.
-CPU_SHARE, CPU_SHARE_TO_THRESHOLD, CPU_SECONDS = 0.035, 0.1, 1.0
+CPU_SHARE, CPU_SHARE_TO_THRESHOLD, CPU_SECONDS = 0.02, 0.1, 1.0
 
 
 @dataclass(frozen=True)

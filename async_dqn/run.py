@@ -145,9 +145,10 @@ class Run:
         return self.store.total(CPU_NS) / 1e9 + time.process_time() - self.recorder.cpu_started
 
     @property
-    def evaluator_cpu_s(self) -> float:
-        """CPU seconds of the evaluator process, in this session."""
-        return float(self.store.slots[self.task.config.parallel.workers, CPU_NS]) / 1e9
+    def overhead_cpu_s(self) -> float:
+        """CPU seconds of this session that were no worker's: the evaluator's and the trainer's."""
+        evaluator = self.store.slots[self.task.config.parallel.workers, CPU_NS]
+        return float(evaluator) / 1e9 + time.process_time() - self.recorder.cpu_started
 
     def finish(self, status: str | None = None, cause: str | None = None) -> None:
         """After the workers stopped: final checkpoint, last report, result.json."""
@@ -233,7 +234,7 @@ class Run:
             **totals,
             "target_step": self.store.target.step,
             "target_refreshes": self.target_refreshes,
-            "evaluator_cpu_s": self.evaluator_cpu_s,
+            "overhead_cpu_s": self.overhead_cpu_s,
             "restarts": self.restarts,
             "next_incarnation": incarnation,
             "wall_s": self.recorder.wall_s,

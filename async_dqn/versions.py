@@ -1,5 +1,6 @@
 """What a run was made with: versions of this program and its libraries, revision of the code."""
 
+import functools
 import platform
 import subprocess
 from importlib import metadata
@@ -29,6 +30,7 @@ def versions() -> dict[str, str | None]:
     return {**own, **{name: _version(name) for name in LIBRARIES}}
 
 
+@functools.cache  # every checkpoint asks
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

@@ -107,13 +107,13 @@ COLUMNS = {
     "wall_s": "{:.1f}",
     "startup_s": "{:.2f}",
     "cpu_s": "{:.1f}",
-    "evaluator": "{:.1%}",
+    "overhead": "{:.1%}",
     "steps/s": "{:,.0f}",
 }
 
 
 def run(options: str, seed: int) -> dict[str, Any]:
-    """One run; its result.json with steps/s in training and the evaluator's share of the CPU."""
+    """One run: its result.json, steps/s in training, and the CPU time's share no worker had."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "launch.py", *options.split(), "--seed", str(seed)]
         variables = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
@@ -128,7 +128,7 @@ def run(options: str, seed: int) -> dict[str, Any]:
     speeds = [float(row.split(",")[6]) for row in rows[1:-1]] or [0.0]
     result["training return"] = float(rows[-1].split(",")[3])
     result["steps/s"] = statistics.median(speeds)
-    result["evaluator"] = state["evaluator_cpu_s"] / result["cpu_s"]
+    result["overhead"] = state["overhead_cpu_s"] / result["cpu_s"]
     return result
 
 
