@@ -37,9 +37,9 @@ from async_dqn.task import CONFIRMATION, SCREENING, ChildStart, Task
 
 SCREENING_EPISODES = 10
 MIN_EPISODES_TO_ABANDON = 20
-# An evaluation starts only if, at the price of the last one, the evaluator's CPU time stays below
-# this share of the run's plus these seconds. While a threshold is wanted, which ends the run the
-# sooner the oftener one looks, a mere best score is confirmed only below a third of that.
+# An evaluation starts only while the evaluator's CPU time is below this share of the run's plus
+# these seconds. While a threshold is wanted, which ends the run the sooner the oftener one looks,
+# a mere best score is confirmed only below a third of that.
 CPU_SHARE, CPU_SHARE_TO_THRESHOLD, CPU_SECONDS = 0.02, 0.1, 1.0
 
 
@@ -67,7 +67,6 @@ class Evaluator:
         self.network = FlatNetwork(task.network(), gradient=False)
         self.player = Player(task, self.network)
         self.best = -math.inf if best is None else best
-        self._price = 0.0  # CPU seconds of the last screening
         self._startup = time.process_time()  # imports are no evaluation
 
     def evaluate(self, final: bool = False) -> Generator[None, None, Evaluation | None]:
@@ -79,10 +78,9 @@ class Evaluator:
             return None
         stamp = self.store.snapshot.read(self.network.vector)
         assert stamp is not None  # this process alone publishes
-        episodes, scores, begun = self.task.config.evaluation.eval_episodes, [], time.process_time()
+        episodes, scores = self.task.config.evaluation.eval_episodes, []
         if not final:
             scores = yield from _last(self.player.play(SCREENING_EPISODES, SCREENING))
-            self._price = time.process_time() - begun
             if not scores:
                 return None
             if not self._worth_confirming(_mean(scores)):
@@ -106,11 +104,11 @@ class Evaluator:
         return math.inf if threshold is None else threshold
 
     def affordable(self, part: float = 1.0) -> bool:
-        """Whether one more evaluation stays within `part` of the CPU time it may take."""
+        """Whether evaluations took less than `part` of the CPU time they may take."""
         share = CPU_SHARE if self.threshold == math.inf else CPU_SHARE_TO_THRESHOLD
         allowed = share * self.store.total(CPU_NS) / 1e9 + CPU_SECONDS
         spent = self.store.slot[CPU_NS] / 1e9 - self._startup
-        return spent + self._price <= part * allowed
+        return spent <= part * allowed
 
     def _worth_confirming(self, mean: float) -> bool:
         if mean >= self.threshold:
