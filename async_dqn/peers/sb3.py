@@ -113,7 +113,6 @@ class PeerEvaluator(Evaluator):
         self.network = self.store
         self.player = Player(task, self.network)
         self.best = -math.inf
-        self._price = 0.0
 
     def affordable(self, part: float = 1.0) -> bool:
         """Always: evaluations are not on the peer's clocks."""
