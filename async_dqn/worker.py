@@ -21,6 +21,7 @@ from async_dqn.pipeline import FirstLearner, LastStage
 from async_dqn.task import ChildStart
 
 REPORT_SECONDS = 1.0
+NICENESS = 5  # where cores are short, target synchronisation and evaluation go first
 
 
 def run_worker(start: ChildStart, learner_kind: type[Learner] = Learner) -> None:
@@ -32,6 +33,7 @@ def run_worker(start: ChildStart, learner_kind: type[Learner] = Learner) -> None
 
 def _train(start: ChildStart, pipe: RecordPipe, learner_kind: type[Learner]) -> None:
     torch.set_num_threads(1)
+    os.nice(NICENESS)
     store = start.task.store(start.block, start.index)
     slot, limits = store.slot, start.block["limits"]
     cpu_before = int(slot[CPU_NS])

@@ -357,6 +357,16 @@ def test_nothing_listens_on_the_network(start, mode):
     assert [listening(pid) for pid in [trainer.process.pid, *children(trainer)]] == [[]] * 4
 
 
+def test_the_evaluator_goes_before_the_workers_where_cores_are_short(start):
+    trainer = start(*SMALL, "--steps", "100_000_000")
+    trainer.wait_for(trainer.has_learned)
+    niceness = {
+        kind: [os.getpriority(os.PRIO_PROCESS, pid) for pid in trainer.pids(kind)]
+        for kind in ("worker", "evaluator")
+    }
+    assert min(niceness["worker"]) > max(niceness["evaluator"])
+
+
 @pytest.mark.parametrize("mode", ["async", "sync"])
 def test_few_descriptors_are_enough_for_eight_workers(start, mode):
     trainer = start(
