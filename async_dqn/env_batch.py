@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from async_dqn.env_spec import EnvInfo
 from async_dqn.loop_env import LoopVectorEnv
+from async_dqn.settings import in_words
 
 SEED_LIMIT = 2**31  # ale-py takes int32 seeds, numpy's RandomState (MinAtar) 32 bits
 MAX_REBUILDS = 3  # in a row, for a sound first observation
@@ -195,7 +196,7 @@ class EnvBatch:
             rows = self._together(bad)
         raise RuntimeError(
             f"an episode could not begin, {MAX_REBUILDS} times in a row after building the "
-            f"environment anew ({type(self.fault).__name__}: {self.fault}); correct its reset"
+            f"environment anew ({in_words(self.fault)}); correct its reset"
         )
 
     def _together(self, rows: np.ndarray) -> np.ndarray:

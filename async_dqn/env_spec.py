@@ -21,6 +21,7 @@ from gymnasium.envs.registration import get_env_id, parse_env_id
 
 from async_dqn.config import UserError
 from async_dqn.sections import EnvironmentConfig
+from async_dqn.settings import in_words
 
 DEFAULT_MAX_EPISODE_STEPS = 10_000
 
@@ -211,22 +212,16 @@ def creation_errors(spec: EnvSpec) -> Iterator[None]:
     except UserError:
         raise
     except gymnasium.error.DependencyNotInstalled as error:
-        raise UserError(f"{spec.name} needs a package: {_one_line(error)}") from error
+        raise UserError(f"{spec.name} needs a package: {' '.join(str(error).split())}") from error
     except Exception as error:
-        raise UserError(f"cannot create env: {type(error).__name__}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise UserError(f"cannot create env: {in_words(error)}") from error
 
 
 def _import_for_registration(name: str) -> None:
     try:
         importlib.import_module(name)
     except Exception as error:
-        raise UserError(
-            f"cannot import {name}: {type(error).__name__}: {_one_line(error)}; check --import"
-        ) from error
+        raise UserError(f"cannot import {name}: {in_words(error)}; check --import") from error
 
 
 def _entry_module(entry_point: str | Callable[..., Any] | None) -> str:

@@ -28,7 +28,7 @@ from async_dqn.parameters import (
     ParameterStore,
 )
 from async_dqn.rollout import Rollout
-from async_dqn.settings import one_line
+from async_dqn.settings import in_words, one_line
 from async_dqn.task import NOISE, REPLAY, TRAINING, Task
 
 MAX_FAULTS, GOOD_STEPS = 100, 1000  # of environments in a row; what ends the row
@@ -195,8 +195,7 @@ class Learner:
         step = int(self.slot[STEPS])
         since, self._fault_step = step - self._fault_step, step
         self._faults = count if since >= GOOD_STEPS else self._faults + count
-        fault = f"{type(self.envs.fault).__name__}: {self.envs.fault}"
-        self._fault = one_line(fault)[:FAULT_LENGTH]
+        self._fault = one_line(in_words(self.envs.fault))[:FAULT_LENGTH]
         if self._faults > MAX_FAULTS:
             raise RuntimeError(
                 f"its environments failed {self._faults} times with fewer than {GOOD_STEPS:,} "

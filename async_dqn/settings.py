@@ -167,6 +167,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def in_words(error: BaseException) -> str:
+    """Kind and message of an exception on one line, `ValueError: no such seed`."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def either(names: Iterable[str]) -> str:
     """`a, b or c`."""
     *first, last = names

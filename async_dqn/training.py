@@ -8,7 +8,7 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,14 +25,15 @@ from async_dqn.recorder import Recorder
 from async_dqn.replay import least_capacity, segment_length
 from async_dqn.resume import resumed
 from async_dqn.run_folder import RunFolder, check_new_run
+from async_dqn.settings import in_words
 from async_dqn.signals import time_limit
 
 if TYPE_CHECKING:
+    from async_dqn.reports import Callback
     from async_dqn.run import Run
     from async_dqn.task import Task
 
 PROBE_S = 120.0  # for making an environment and a first step
-Callback = Callable[[Mapping[str, float]], bool | None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def train(
     config: Config,
     explicit: frozenset[str],
     factory: Callable[..., Any] | None = None,
-    callback: Callback | None = None,
+    callback: "Callback | None" = None,
     in_own_process: bool = True,
     trainer: Callable[["Run"], Any] | None = None,
 ) -> Outcome:
@@ -156,7 +157,7 @@ def failed(folder: RunFolder, recorder: Recorder, error: Exception) -> RunFailed
     """Write down that the run failed, and return the error to raise, in one line."""
     log = folder.logs / "supervisor.log"
     log.write_text(traceback.format_exc())
-    cause = f"{type(error).__name__}: {error}"
+    cause = in_words(error)
     recorder.event("stop", cause=cause)
     recorder.result({"status": "failed", "wall_s": recorder.wall_s})
     return RunFailed(f"the run failed ({cause}); see {log}")
