@@ -27,6 +27,7 @@ from async_dqn.networks import State
 from async_dqn.parameters import FlatNetwork, flat_vector
 from async_dqn.player import Player
 from async_dqn.presets import resolve
+from async_dqn.reports import Callback
 from async_dqn.resume import stored_config
 from async_dqn.spaces import row_writer, split_batch
 from async_dqn.task import CONFIRMATION, Task
@@ -54,7 +55,7 @@ class AsyncDQN:
     def learn(
         self,
         total_steps: int | None = None,
-        callback: training.Callback | None = None,
+        callback: Callback | None = None,
         progress_bar: bool = False,
     ) -> Self:
         """Train up to `total_steps` GLOBAL steps (all calls together; default `steps`).
