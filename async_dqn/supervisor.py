@@ -214,8 +214,10 @@ class Supervisor:
         for child in alive:
             if child.pipe in ready:
                 self._drain(child)
-            if child.process.sentinel in ready:
-                self._bury(child) if bury else self._reap(child)
+        dead = [child for child in alive if child.process.exitcode is not None]
+        # Who was killed, a negative code, is why another could not go on.
+        for child in sorted(dead, key=lambda child: child.process.exitcode):
+            self._bury(child) if bury else self._reap(child)
 
     def _drain(self, child: Child) -> None:
         for record in child.records():

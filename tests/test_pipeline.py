@@ -155,7 +155,11 @@ def test_a_broken_pipeline_ends_the_run_with_the_cause_and_it_resumes(tmp_path, 
     for pid in (front, back):
         assert listening(pid)
         assert all(address.startswith("0100007F:") for address in listening(pid))
+    os.kill(trainer.process.pid, signal.SIGSTOP)  # it is to find both of them dead at once
     os.kill(back, blow)
+    if blow is signal.SIGKILL:
+        trainer.wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (front, back)))
+    os.kill(trainer.process.pid, signal.SIGCONT)
     code, _, err = trainer.finish(15)
     assert code == 75, err
     cause = "SIGKILL in " if blow is signal.SIGKILL else "no sign of life"
