@@ -105,7 +105,7 @@ class Recorder:
         self._folder, self._config, self._env_info = run.path, config, dict(env_info)
         self._base_step, self._base_wall_s = base_step, base_wall_s
         self._started = PROCESS_START if in_own_process and clock is time.monotonic else clock()
-        self.cpu_started = 0.0 if in_own_process else time.process_time()
+        self._cpu_started = 0.0 if in_own_process else time.process_time()
         self.clock, self._console, self._display = clock, console, display(False)
         self._board: Board | None = None
         self._status = Status(base_step, config.run.steps)
@@ -121,6 +121,11 @@ class Recorder:
     def session_s(self) -> float:
         """Wall-clock seconds of this session, start-up included."""
         return self.clock() - self._started
+
+    @property
+    def session_cpu_s(self) -> float:
+        """CPU seconds of this process in this session, start-up included."""
+        return time.process_time() - self._cpu_started
 
     @property
     def wall_s(self) -> float:

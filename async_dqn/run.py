@@ -142,13 +142,13 @@ class Run:
     @property
     def cpu_s(self) -> float:
         """CPU seconds of all processes of the run, over all its sessions."""
-        return self.store.total(CPU_NS) / 1e9 + time.process_time() - self.recorder.cpu_started
+        return self.store.total(CPU_NS) / 1e9 + self.recorder.session_cpu_s
 
     @property
     def overhead_cpu_s(self) -> float:
         """CPU seconds of this session that were no worker's: the evaluator's and the trainer's."""
         evaluator = self.store.slots[self.task.config.parallel.workers, CPU_NS]
-        return float(evaluator) / 1e9 + time.process_time() - self.recorder.cpu_started
+        return float(evaluator) / 1e9 + self.recorder.session_cpu_s
 
     def finish(self, status: str | None = None, cause: str | None = None) -> None:
         """After the workers stopped: final checkpoint, last report, result.json."""

@@ -268,14 +268,14 @@ def test_evaluations_are_not_on_the_clock() -> None:
     from async_dqn.peers.sb3 import TrainingClock
 
     class Stopwatch:
-        session_s, cpu_started = 10.0, 0.0
+        session_s, session_cpu_s = 10.0, 0.0
 
     stopwatch = Stopwatch()
     clock = TrainingClock(stopwatch)
     for _ in range(2):
         with clock.stopped():
             stopwatch.session_s += 100.0
-            stopwatch.cpu_started -= 1000.0  # as if that much CPU time had gone by
+            stopwatch.session_cpu_s += 1000.0
     stopwatch.session_s += 1.0
     wall_s, cpu_s = clock.read()
     assert wall_s == pytest.approx(11.0) and cpu_s < 1000.0
