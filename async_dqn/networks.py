@@ -93,9 +93,7 @@ class QNetwork(nn.Module):
             # Holds every byte exactly, in half the memory of float32.
             return self.torso(obs.bfloat16().mul_(self.scale))
         # One pass: multiplying bytes by a float also converts them.
-        if self.scale != 1.0 or obs.dtype != torch.float32:
-            obs = obs * self.scale
-        return self.torso(obs)
+        return self.torso(obs.float() if self.scale == 1.0 else obs * self.scale)
 
 
 class OnDevice(nn.Module):

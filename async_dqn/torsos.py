@@ -102,7 +102,7 @@ def _plain_layers(architecture: Architecture, stack) -> tuple[list[nn.Module], i
     channels, height, width = architecture.observation_shape
     layers: list[nn.Module] = []
     for out, kernel, stride in stack:
-        layers += [*_convolution(architecture, channels, out, kernel, stride), nn.ReLU()]
+        layers += [*_convolution(architecture, channels, out, kernel, stride), ReLU()]
         channels = out
         height, width = (1 + (side - kernel) // stride for side in (height, width))
     return layers, channels * height * width
