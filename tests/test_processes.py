@@ -54,13 +54,13 @@ def children(trainer: Trainer) -> list[int]:
 
 
 def test_a_run_survives_sigkill_of_a_worker_and_ends_at_exactly_its_budget(start):
-    trainer = start(*SMALL, "--steps", "150003")
+    trainer = start(*SMALL, "--steps", "100003")
     trainer.wait_until_learning()
     os.kill(trainer.pids("worker")[0], signal.SIGKILL)
     code, _, err = trainer.finish()
     result = trainer.result()
     assert code == 0, err
-    assert (result["status"], result["steps"], result["restarts"]) == ("budget reached", 150003, 1)
+    assert (result["status"], result["steps"], result["restarts"]) == ("budget reached", 100003, 1)
     deaths = [event for event in trainer.events() if event["event"] == "death"]
     assert [(d["role"], d["index"]) for d in deaths] == [("worker", 0)]
     assert "SIGKILL" in deaths[0]["cause"]
@@ -70,12 +70,12 @@ def test_a_run_survives_sigkill_of_a_worker_and_ends_at_exactly_its_budget(start
 
 @pytest.mark.parametrize("role", ["worker", "evaluator"])
 def test_who_shows_no_sign_of_life_is_replaced(start, role):
-    trainer = start(*SMALL, "--steps", "150000", "--hang-timeout", "1", "--eval-episodes", "5")
+    trainer = start(*SMALL, "--steps", "100000", "--hang-timeout", "1", "--eval-episodes", "5")
     trainer.wait_until_learning()
     os.kill(trainer.pids(role)[0], signal.SIGSTOP)
     code, _, err = trainer.finish()
     assert code == 0, err
-    assert (trainer.result()["steps"], trainer.result()["restarts"]) == (150000, 1)
+    assert (trainer.result()["steps"], trainer.result()["restarts"]) == (100000, 1)
     (death,) = (event for event in trainer.events() if event["event"] == "death")
     assert death["role"] == role and "no sign of life" in death["cause"]
 
@@ -90,7 +90,7 @@ def test_a_worker_killed_while_starting_is_replaced_too(start):
 
 
 def test_the_evaluator_is_replaced_and_the_final_parameters_are_still_scored(start):
-    trainer = start(*SMALL, "--steps", "150000", "--eval-episodes", "20")
+    trainer = start(*SMALL, "--steps", "100000", "--eval-episodes", "20")
     trainer.wait_until_learning()
     os.kill(trainer.pids("evaluator")[0], signal.SIGKILL)
     code, _, err = trainer.finish()
@@ -246,7 +246,7 @@ def test_no_orphan_and_no_shared_memory_is_left_when_the_trainer_is_killed(start
 
 
 def test_a_resumed_run_goes_on_to_its_budget_without_writing_a_step_twice(start):
-    trainer = start(*SMALL, "--steps", "400_000", "--checkpoint-every", "20_000")
+    trainer = start(*SMALL, "--steps", "150_000", "--checkpoint-every", "20_000")
     trainer.wait_until_learning()
     trainer.process.kill()  # no final checkpoint: up to one interval is lost
     trainer.finish()
@@ -255,7 +255,7 @@ def test_a_resumed_run_goes_on_to_its_budget_without_writing_a_step_twice(start)
     code, _, err = resumed.finish()
     assert code == 0, err
     result = resumed.result()
-    assert (result["steps"], result["status"]) == (400_000, "budget reached")
+    assert (result["steps"], result["status"]) == (150_000, "budget reached")
     assert result["updates"] > saved["updates"]
     with (trainer.run / "metrics.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
@@ -303,7 +303,7 @@ def _state(pid: int) -> str:
 
 
 def test_ctrl_z_stops_all_processes_and_nobody_is_taken_for_hung(start):
-    trainer = start(*SMALL, "--steps", "200000", "--hang-timeout", "1")
+    trainer = start(*SMALL, "--steps", "120000", "--hang-timeout", "1")
     trainer.wait_until_learning()
     pids = [trainer.process.pid, *children(trainer)]
     os.kill(trainer.process.pid, signal.SIGTSTP)
@@ -312,7 +312,7 @@ def test_ctrl_z_stops_all_processes_and_nobody_is_taken_for_hung(start):
     os.kill(trainer.process.pid, signal.SIGCONT)
     code, _, err = trainer.finish()
     assert (code, err) == (0, "")
-    assert (trainer.result()["steps"], trainer.result()["restarts"]) == (200_000, 0)
+    assert (trainer.result()["steps"], trainer.result()["restarts"]) == (120_000, 0)
 
 
 def test_a_worker_has_one_compute_thread_and_its_name_and_the_fork_server_has_one_thread(start):

@@ -39,14 +39,14 @@ def test_a_run_whose_last_checkpoint_is_lost_exits_75_with_the_cause(tmp_path, m
 
 
 def test_a_checkpoint_lost_on_the_way_costs_a_warning(tmp_path) -> None:
-    trainer = Trainer(tmp_path, *SMALL, "--steps", "150000", "--checkpoint-every", "20000")
+    trainer = Trainer(tmp_path, *SMALL, "--steps", "100000", "--checkpoint-every", "20000")
     trainer.wait_until_learning()
     take_away(trainer)
     trainer.wait_for(lambda: any("not saved" in str(e["cause"]) for e in trainer.events()))
     give_back(trainer)
     code, _, err = trainer.finish()
     assert code == 0 and "warning: checkpoint not saved (" in err
-    assert checkpoint.load(checkpoint.resolve(trainer.run)).state["steps"] == 150_000
+    assert checkpoint.load(checkpoint.resolve(trainer.run)).state["steps"] == 100_000
 
 
 def test_memory_that_is_not_there_is_refused_with_nothing_written(tmp_path) -> None:
