@@ -80,10 +80,12 @@ class Evaluator:
         assert stamp is not None  # this process alone publishes
         episodes, scores = self.task.config.evaluation.eval_episodes, []
         if not final:
+            before = self.spent
             scores = yield from _last(self.player.play(SCREENING_EPISODES, SCREENING))
             if not scores:
                 return None
-            if not self._worth_confirming(_mean(scores)):
+            price = (self.spent - before) * episodes / len(scores)
+            if not self._worth_confirming(_mean(scores), price):
                 return _summary(stamp, scores, confirmed=False)
         goal = -math.inf if final else self.goal
         confirmed = yield from self._confirm(episodes, goal)
@@ -103,17 +105,28 @@ class Evaluator:
         threshold = self.task.config.evaluation.stop_at_return
         return math.inf if threshold is None else threshold
 
+    @property
+    def spent(self) -> float:
+        """CPU seconds of all evaluations."""
+        return float(self.store.slot[CPU_NS]) / 1e9 - self._startup
+
+    @property
+    def allowed(self) -> float:
+        """CPU seconds that they may have taken by now."""
+        share = CPU_SHARE if self.threshold == math.inf else CPU_SHARE_TO_THRESHOLD
+        return share * self.store.total(CPU_NS) / 1e9 + CPU_SECONDS
+
     def affordable(self, part: float = 1.0) -> bool:
         """Whether evaluations took less than `part` of the CPU time they may take."""
-        share = CPU_SHARE if self.threshold == math.inf else CPU_SHARE_TO_THRESHOLD
-        allowed = share * self.store.total(CPU_NS) / 1e9 + CPU_SECONDS
-        spent = self.store.slot[CPU_NS] / 1e9 - self._startup
-        return spent <= part * allowed
+        return self.spent <= part * self.allowed
 
-    def _worth_confirming(self, mean: float) -> bool:
+    def _worth_confirming(self, mean: float, price: float) -> bool:
+        """Whether to play all episodes, which would take about `price` CPU seconds."""
         if mean >= self.threshold:
             return True
-        return mean >= self.best and (self.threshold == math.inf or self.affordable(1 / 3))
+        if mean < self.best or price > self.allowed:  # or there is no other look for long
+            return False
+        return self.threshold == math.inf or self.affordable(1 / 3)
 
     def reaches_threshold(self, evaluation: Evaluation) -> bool:
         """Whether this evaluation ends the run."""

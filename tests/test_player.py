@@ -227,19 +227,37 @@ def test_evaluation_is_greedy_whatever_explores(settings) -> None:
     assert last(player, 30, 1) == last(player, 30, 1)
 
 
-def test_evaluations_have_their_share_whatever_the_start_cost():
-    config = Config.from_flat({"workers": 1})
+def make_evaluator(**settings) -> tuple[Evaluator, ParameterStore]:
+    config = Config.from_flat({"workers": 1, **settings})
     spec = EnvSpec.of(config.environment)
     info = envs.probe(spec)
     task = Task(config, spec, info, architecture.choose(config, info))
     block = SharedBlock(task.sections(padded_size(task.network())))
     store = ParameterStore(block, task.optimizer(), slot=1)
+    return Evaluator(task, store, None), store
+
+
+def test_evaluations_have_their_share_whatever_the_start_cost():
     while time.process_time() < 2 * CPU_SECONDS:
         pass
-    evaluator = Evaluator(task, store, None)
+    evaluator, store = make_evaluator()
     store.slot[CPU_NS] = time.process_time_ns()
     assert evaluator.affordable()
     store.slot[CPU_NS] += int(2e9 * CPU_SECONDS + store.slot[CPU_NS])
     assert not evaluator.affordable()
     store.slots[0, CPU_NS] = int(2 * store.slot[CPU_NS] / CPU_SHARE)
     assert evaluator.affordable()
+
+
+@pytest.mark.parametrize("goal", [{}, {"stop_at_return": 475.0}])
+@pytest.mark.parametrize("of_workers, confirmed", [(10, False), (10_000_000, True)])
+def test_long_episodes_are_confirmed_only_if_that_is_within_the_share(goal, of_workers, confirmed):
+    evaluator, store = make_evaluator(**goal)
+    store.slots[0, CPU_NS] = of_workers * 10**9
+    steps = evaluator.evaluate()
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(steps)
+            store.slot[CPU_NS] += 10**9  # a second for every vector step
+    evaluation = end.value.value
+    assert (evaluation.confirmed, evaluation.episodes) == (confirmed, 100 if confirmed else 10)

@@ -107,15 +107,13 @@ class FrozenModel:
 class PeerEvaluator(Evaluator):
     """Our evaluator on a peer's network: the same episodes, seeds and decisions."""
 
+    spent, allowed = 0.0, math.inf  # evaluations are not on the peer's clocks
+
     def __init__(self, task: Task, model: DQN) -> None:
         self.task, self.store = task, FrozenModel(model)
         self.network = self.store
         self.player = Player(task, self.network)
         self.best = -math.inf
-
-    def affordable(self, part: float = 1.0) -> bool:
-        """Always: evaluations are not on the peer's clocks."""
-        return True
 
 
 class TrainingClock:
