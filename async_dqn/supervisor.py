@@ -206,9 +206,9 @@ class Supervisor:
     def _wait(self, seconds: float, bury: bool = True) -> None:
         """Sleep until something happens; read records, and bury the dead."""
         alive = [child for child in self.children if child.alive]
-        watched = {child.process.sentinel: child for child in alive}
+        sentinels = [child.process.sentinel for child in alive]
         pipes = [child.pipe for child in alive if not child.pipe.closed]
-        ready = connection.wait([*watched, *pipes, self.signals.fd], seconds)
+        ready = connection.wait([*sentinels, *pipes, self.signals.fd], seconds)
         if self.signals.fd in ready:
             os.read(self.signals.fd, 64)
         for child in alive:

@@ -227,11 +227,8 @@ def test_evaluation_is_greedy_whatever_explores(settings) -> None:
     assert last(player, 30, 1) == last(player, 30, 1)
 
 
-def make_evaluator(**settings) -> tuple[Evaluator, ParameterStore]:
-    config = Config.from_flat({"workers": 1, **settings})
-    spec = EnvSpec.of(config.environment)
-    info = envs.probe(spec)
-    task = Task(config, spec, info, architecture.choose(config, info))
+def make_evaluator(**settings: Any) -> tuple[Evaluator, ParameterStore]:
+    task = make_player("CartPole-v1", workers=1, **settings).task
     block = SharedBlock(task.sections(padded_size(task.network())))
     store = ParameterStore(block, task.optimizer(), slot=1)
     return Evaluator(task, store, None), store
