@@ -29,6 +29,8 @@ from async_dqn.parameters import ParameterStore, padded_size
 from async_dqn.presets import resolve
 from async_dqn.replay import ReplayShard
 from async_dqn.results import COLUMNS, RunResult
+from async_dqn.run import Run
+from async_dqn.supervisor import Supervisor
 from async_dqn.task import Task
 
 SMALL = ("--set", "workers=1", "--set", "envs-per-worker=4")
@@ -229,6 +231,19 @@ def test_what_takes_longer_is_charged_to_its_own_phase(owner, name, phase, setti
     spent = {name: after[name + CPU] / 1e9 for name in phases.PHASES}
     assert spent.pop(phase) >= 0.02 and sum(spent.values()) < 0.02
     assert learner.record()["phases"][STEPS] == learner.store.steps
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_a_speed_is_with_evaluations_only_if_asked(evaluation):
+    settings = {"env": "CartPole-v1", "workers": 1, "eval_every": 500, "eval_episodes": 2}
+    runs: list[Run] = []
+
+    def trainer(run: Run) -> Supervisor:
+        runs.append(run)
+        return Supervisor(run)
+
+    assert throughput.throughput(settings, 1.0, trainer=trainer, evaluation=evaluation) > 0
+    assert (runs[0].best is not None) == evaluation
 
 
 def test_workers_of_a_round_wait_for_each_other(measure):

@@ -36,6 +36,7 @@ class Options(TimedOptions):
     workers: tuple[int, ...] = setting((1, 2), "numbers of workers", within=COUNTS)
     pairs: int = setting(5, "repetitions of the speed; 0: none", within=FROM_ZERO)
     seconds: float = setting(8.0, "length of a repetition", unit="seconds", within=POSITIVE)
+    evaluation: bool = setting(False, "evaluate meanwhile, as training does")
     seeds: int = setting(0, "seeds of the time to a score; 0: none", within=FROM_ZERO)
     lr_rule: str = setting(
         "constant",
@@ -83,7 +84,11 @@ def run(argv: Sequence[str]) -> int:
     for env in options.env:
         measures = {
             count: partial(
-                throughput, {**given, "env": env, "workers": count}, options.seconds, sources
+                throughput,
+                {**given, "env": env, "workers": count},
+                options.seconds,
+                sources,
+                evaluation=options.evaluation,
             )
             for count in options.workers
         }
@@ -117,7 +122,7 @@ def _present(env: str, speeds: Mapping[int, Sequence[float]], options: Options) 
     ]
     present(
         f"{env}: steps/s over {options.seconds:g} s, {options.pairs} alternating repetitions, "
-        "evaluation off",
+        f"evaluation {'on' if options.evaluation else 'off'}",
         header,
         rows,
     )

@@ -63,9 +63,10 @@ def throughput(
     seconds: float,
     sources: Sources = (None, None),
     trainer: Callable[..., Any] | None = None,
+    evaluation: bool = False,
 ) -> float:
     """Global steps per second of a run; arguments as those of `trainer_speed`."""
-    return trainer_speed(settings, seconds, sources, trainer).wall
+    return trainer_speed(settings, seconds, sources, trainer, evaluation).wall
 
 
 def trainer_speed(
@@ -73,15 +74,17 @@ def trainer_speed(
     seconds: float,
     sources: Sources = (None, None),
     trainer: Callable[..., Any] | None = None,
+    evaluation: bool = False,
 ) -> Speed:
-    """The speed of a run with these settings, evaluation and checkpoints off, for `seconds`.
+    """The speed of a run with these settings, without checkpoints, for `seconds`.
 
     `sources` are the configuration file and the preset, if any; `trainer` as in `training.train`.
+    Unless `evaluation`, the evaluator has nothing to do.
     """
     with tempfile.TemporaryDirectory() as folder:
         own = {
             "steps": NEVER,
-            "eval_every": NEVER,
+            **({} if evaluation else {"eval_every": NEVER}),
             "checkpoint_every": NEVER,
             "stop_at_return": None,
             "resume": None,
