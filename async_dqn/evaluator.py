@@ -37,10 +37,12 @@ from async_dqn.task import CONFIRMATION, SCREENING, ChildStart, Task
 
 SCREENING_EPISODES = 10
 MIN_EPISODES_TO_ABANDON = 20
-# An evaluation starts only while the evaluator's CPU time is below this share of the run's plus
-# these seconds. While a threshold is wanted, which ends the run the sooner the oftener one looks,
-# a mere best score is confirmed only below a third of that.
-CPU_SHARE, CPU_SHARE_TO_THRESHOLD, CPU_SECONDS = 0.02, 0.1, 1.0
+# An evaluation starts only while the evaluator's CPU time is below this share of the run's: half of
+# it and a second at first, as starting a short run has its cost too. While a threshold is wanted,
+# which ends the run the sooner the oftener one looks, a mere best score is confirmed only below a
+# third of that.
+CPU_SHARE, CPU_SHARE_TO_THRESHOLD = 0.02, 0.1
+CPU_SECONDS, SHORT_CPU_SECONDS = 1.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,10 @@ class Evaluator:
     @property
     def allowed(self) -> float:
         """CPU seconds that they may have taken by now."""
-        share = CPU_SHARE if self.threshold == math.inf else CPU_SHARE_TO_THRESHOLD
-        return share * self.store.total(CPU_NS) / 1e9 + CPU_SECONDS
+        total = self.store.total(CPU_NS) / 1e9
+        if self.threshold < math.inf:
+            return CPU_SHARE_TO_THRESHOLD * total + CPU_SECONDS
+        return max(CPU_SHARE / 2 * total + CPU_SECONDS, CPU_SHARE * (total - SHORT_CPU_SECONDS))
 
     def affordable(self, part: float = 1.0) -> bool:
         """Whether evaluations took less than `part` of the CPU time they may take."""

@@ -246,6 +246,16 @@ def test_evaluations_have_their_share_whatever_the_start_cost():
     assert evaluator.affordable()
 
 
+@pytest.mark.parametrize(
+    "goal, of_workers, allowed",
+    [({}, 100, 2.0), ({}, 10_000, 198.8), ({"stop_at_return": 475.0}, 100, 11.0)],
+)
+def test_long_runs_and_wanted_thresholds_allow_a_larger_share(goal, of_workers, allowed):
+    evaluator, store = make_evaluator(**goal)
+    store.slots[0, CPU_NS] = of_workers * 10**9
+    assert evaluator.allowed == pytest.approx(allowed)
+
+
 @pytest.mark.parametrize("goal", [{}, {"stop_at_return": 475.0}])
 @pytest.mark.parametrize("of_workers, confirmed", [(10, False), (10_000_000, True)])
 def test_long_episodes_are_confirmed_only_if_that_is_within_the_share(goal, of_workers, confirmed):
