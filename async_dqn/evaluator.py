@@ -1,8 +1,9 @@
 """The evaluator: synchronises the target network and scores snapshots of the global parameters.
 
 Both jobs are steps of generators, so that a target boundary is never missed because of a long
-evaluation. Ten screening episodes; if they reach the threshold or beat the best score so far, the
-full number of episodes on other seeds decides, abandoned early when it is hopeless.
+evaluation. Ten screening episodes, or half of `--eval-episodes` if that is less; if they reach the
+threshold or beat the best score so far, the full number of episodes on other seeds decides,
+abandoned early when it is hopeless.
 """
 
 import math
@@ -83,7 +84,8 @@ class Evaluator:
         episodes, scores = self.task.config.evaluation.eval_episodes, []
         if not final:
             before = self.spent
-            scores = yield from _last(self.player.play(SCREENING_EPISODES, SCREENING))
+            count = min(SCREENING_EPISODES, (episodes + 1) // 2)
+            scores = yield from _last(self.player.play(count, SCREENING))
             if not scores:
                 return None
             price = (self.spent - before) * episodes / len(scores)

@@ -115,7 +115,7 @@ def _protocol(comparison: Comparison, plans: Plans) -> str:
         f"workers: {_workers(comparison)}",
         f"seeds {', '.join(map(str, seeds))}",
         "scores: the same evaluator for all, greedy, true returns of whole episodes, "
-        f"10 to screen and {', '.join(f'{n:,.0f}' for n in sorted(episodes)) or '?'} to confirm",
+        f"up to 10 screen, {', '.join(f'{n:,.0f}' for n in sorted(episodes)) or '?'} confirm",
     ]
     if machines:
         parts.append("runs were made one after another, methods in turn")

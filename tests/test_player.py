@@ -1,6 +1,7 @@
 """The player: whole episodes, greedy, without noise, against episodes played by hand. Its price."""
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -268,3 +269,14 @@ def test_long_episodes_are_confirmed_only_if_that_is_within_the_share(goal, of_w
             store.slot[CPU_NS] += 10**9  # a second for every vector step
     evaluation = end.value.value
     assert (evaluation.confirmed, evaluation.episodes) == (confirmed, 100 if confirmed else 10)
+
+
+@pytest.mark.parametrize("wanted, screened", [(100, 10), (10, 5), (1, 1)])
+def test_screening_is_cheaper_than_confirming(wanted, screened):
+    evaluator, _ = make_evaluator(eval_episodes=wanted)
+    evaluator.best = math.inf
+    steps = evaluator.evaluate()
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(steps)
+    assert (end.value.value.confirmed, end.value.value.episodes) == (False, screened)
