@@ -71,16 +71,17 @@ def test_a_method_runs_to_its_budget_and_is_evaluated(method, tmp_path) -> None:
 def test_an_environment_that_gives_nan_costs_steps_and_one_warning(tmp_path) -> None:
     environment = ("--env", "Scripted/Faulty-v0", "--import", "scripted_ids")
     environment += ("--env-arg", "fault='nan'", "--env-arg", "at_step=37")
-    trainer, err = train(tmp_path, *environment, "--steps", "6000", "--lr", "0.01")
+    # Few enough that one worker alone does not see the hundred failures that would end it.
+    trainer, err = train(tmp_path, *environment, "--steps", "3500", "--lr", "0.01")
     assert err.count("\n") == 1 and err.startswith(f"warning: {WARNING}")
     events = trainer.events()
     causes = [event["cause"] for event in events if event["event"] == "warning"]
     assert len(causes) == 1 and causes[0].startswith(WARNING)
     assert not [event for event in events if event["event"] == "death"]
     result = trainer.result()
-    assert (result["status"], result["steps"]) == ("budget reached", 6000)
+    assert (result["status"], result["steps"]) == ("budget reached", 3500)
     state = checkpoint.load(checkpoint.resolve(trainer.run)).state
     # Each of the 8 environments breaks in its 37th step, is built anew, and so on.
-    assert 6000 // 37 - 16 <= state["env_errors"] <= 6000 // 36
+    assert 3500 // 37 - 16 <= state["env_errors"] <= 3500 // 36
     assert state["skipped_updates"] == 0
     assert result["final_mean"] is not None
