@@ -163,6 +163,7 @@ RULES = (
 ACTS_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "sync_average": ("mode", ("sync",)),
     "sync_every": ("sync_average", ("params",)),
+    "beta1": ("optimizer", ("shared-adam",)),
     "staleness_scaling": ("mode", ("async", "serial")),
     "max_staleness": ("mode", ("async", "serial")),
     "hang_timeout": ("mode", ("async", "sync")),

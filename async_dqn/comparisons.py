@@ -29,7 +29,8 @@ from async_dqn.results import (
 from async_dqn.run_folder import env_folder
 
 Plans = dict[Path, dict[str, Any] | None]  # what `compare` wrote, by its folder
-NO_METHOD = {"run", "evaluation"}  # sections of settings in which runs of a method may differ
+# Sections of settings in which runs of a method may differ; `whole` has shown in others.
+NO_METHOD = {"run", "evaluation", "whole"}
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ value into the setting's type or raises one clear line.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from async_dqn.combinations import check_combination
 from async_dqn.cores import usable_cores
+from async_dqn.scaling import FOLLOWING, REFERENCE, at_once, for_workers
 from async_dqn.sections import (
     SECTIONS,
     SETTINGS,
@@ -56,6 +57,8 @@ class Config:
     exploration: ExplorationConfig = dataclasses.field(default_factory=ExplorationConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    # Settings that were left to follow from the number of workers, as they are for the whole.
+    whole: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_combination(self)
@@ -66,6 +69,26 @@ class Config:
     def from_flat(cls, values: Mapping[str, Any]) -> Self:
         """Build from setting names (`{"lr": 1e-3}`); the rest takes the defaults."""
         return cls().with_settings(values)
+
+    @classmethod
+    def shared_out(
+        cls, values: Mapping[str, Any], fixed: Collection[str], reference: int = REFERENCE
+    ) -> Self:
+        """Build from settings that are right for `reference` workers what is for the workers given.
+
+        Settings in `fixed` stay as they are.
+        """
+        settings = {**cls().by_name(), **values}
+        whole = {name: settings[name] for name in FOLLOWING if name not in fixed}
+        config = cls.from_flat({**values, **for_workers(settings, whole.keys(), reference)})
+        return dataclasses.replace(config, whole={**whole, "workers": reference})
+
+    def shared_out_anew(self, fixed: Collection[str]) -> Self:
+        """The same for the workers it has now; what was fixed before stays so."""
+        whole = {name: value for name, value in self.whole.items() if name not in fixed}
+        reference = whole.pop("workers", REFERENCE)
+        given = set(FOLLOWING) - whole.keys()
+        return self.shared_out({**self.by_name(), **whole}, given, reference)
 
     def with_settings(self, values: Mapping[str, Any]) -> Self:
         """A copy with the settings named in `values` (`{"lr": 1e-3}`) replaced."""
@@ -85,20 +108,33 @@ class Config:
             for name, about in SETTINGS.items()
         }
 
+    def by_name(self) -> dict[str, Any]:
+        """Every value by the setting's name, such as "lr"."""
+        return {dotted.rpartition(".")[2]: value for dotted, value in self.flat().items()}
+
+    @property
+    def at_once(self) -> int:
+        """How many workers learn at the same time."""
+        return at_once(self.by_name())
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """JSON-able values by section; `from_dict` is the inverse."""
+        """JSON-able values by section, and `whole`; `from_dict` is the inverse."""
         return dataclasses.asdict(self, dict_factory=_lists_for_tuples)
 
     @classmethod
     def from_dict(cls, sections: Mapping[str, Mapping[str, Any]]) -> Self:
         """Inverse of `to_dict`; missing keys take their defaults, unknown ones are refused."""
         values: dict[str, Any] = {}
+        whole: dict[str, Any] = {}
         for section, fields in sections.items():
             for name, value in fields.items():
-                if name not in SETTINGS or SETTINGS[name].section != section:
-                    raise UserError(f"stored settings: unknown key '{section}.{name}'")
-                values[name] = check(SETTINGS[name], value, f"stored settings: {section}.{name}")
-        return cls.from_flat(values)
+                about, label = SETTINGS.get(name), f"{section}.{name}"
+                known = about and (section == "whole" or about.dotted == label)
+                if not known:
+                    raise UserError(f"stored settings: unknown key '{label}'")
+                of = whole if section == "whole" else values
+                of[name] = check(about, value, f"stored settings: {label}")
+        return dataclasses.replace(cls.from_flat(values), whole=whole)
 
 
 def _lists_for_tuples(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The other sections, and the table of all settings, are in `sections`.
 from dataclasses import dataclass
 
 from async_dqn.settings import (
+    BELOW_ONE,
     COUNT,
     COUNT_OR_NONE,
     FINITE,
@@ -146,6 +147,9 @@ class OptimizerConfig(Section):
         },
     )
     lr: float = setting(1e-3, "learning rate", within=POSITIVE)
+    beta1: float = setting(
+        0.9, "share of the former mean in Adam's mean gradient", within=BELOW_ONE
+    )
     lr_schedule: str = setting(
         "linear",
         "course of the learning rate",

@@ -25,12 +25,12 @@ from async_dqn.config import (
     UserError,
     usable_cores,
 )
+from async_dqn.scaling import REFERENCE
 from async_dqn.settings import check, did_you_mean, either, show
 
 PRESET_FILES = Path(__file__).parent / "preset_files"
 # What choices cannot do without, whatever a preset says for others; `combinations` has the reasons.
 NEEDS = {
-    "envs_per_worker": {"[1-7]": {"minibatches": 1}},
     "distributional": {"[!n]*": {"lam": 1.0}},
     "noisy": {"true": {"minibatches": 1}},
     "replay": {"[!n]*": {"minibatches": 1}},
@@ -80,7 +80,8 @@ def resolve(
     given = {name: _check_given(name, value) for name, value in flat.items()}
     chosen = merge(read_config(config_file) if config_file else {}, given)
     tuned = _tuned(chosen, load(preset) if preset else None)
-    config = Config.from_flat(merge(tuned, chosen))
+    reference = tuned.get("workers", REFERENCE)
+    config = Config.shared_out(merge(tuned, chosen), chosen.keys(), reference)
     _check_combination(config, given, chosen)
     return config, frozenset(SETTINGS[name].dotted for name in chosen)
 
@@ -113,8 +114,10 @@ def _check_given(name: str, value: Any) -> Any:
 def _check_combination(config: Config, given: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
     """Refuse what only makes sense together; `given` leaves out the file, which may serve
     several algorithms. A resumed run brings its own algorithm."""
+    if {"envs", "envs_per_worker"} <= chosen.keys():
+        raise UserError("--envs is shared out, --envs-per-worker is a share of it; drop one")
     resume = config.run.resume
-    values = {name.rpartition(".")[2]: value for name, value in config.flat().items()}
+    values = config.by_name()
     check_acts(given, values, known=chosen.keys() if resume is not None else values.keys())
     if resume is not None and config.run.run_name is not None:
         raise UserError(

@@ -50,7 +50,9 @@ def resumed(
             if not keep and name not in PER_SESSION and mine != getattr(old, field.name):
                 notes.append(_change(name, getattr(old, field.name), mine))
         merged[section] = dataclasses.replace(old, **values)
-    config = Config(**merged)
+    config = Config(**merged, whole=stored.whole)
+    if (config.at_once, config.parallel.envs) != (stored.at_once, stored.parallel.envs):
+        config = config.shared_out_anew({name.rpartition(".")[2] for name in explicit})
     if found.step >= config.run.steps:
         notes.append(f"the budget of {config.run.steps} steps is already met; add --steps")
     return config, found, notes

@@ -111,7 +111,10 @@ class ParallelConfig(Section):
         1, "fewer left, as others failed again and again: stop, resumable", within=COUNT
     )
     oversubscribe: bool = setting(False, f"allow more than {WORKERS_PER_CORE} workers per core")
-    envs_per_worker: int = setting(8, "environments of each worker", within=COUNT)
+    envs: int = setting(16, "environments in all, which the workers share", within=COUNT)
+    envs_per_worker: int = setting(
+        8, "environments of each worker", within=COUNT, default_words="its share of --envs"
+    )
     rollout_length: int = setting(
         5, "steps of every environment between two updates", unit="steps", within=COUNT
     )

@@ -1,11 +1,9 @@
 """Time to a reference score by number of workers: Table 2 of Mnih et al. 2016.
 
-Every number of workers learns with the same settings and the same mix of exploration, on several
-seeds, one run after another; the learning rate follows a stated rule. Real processes, or workers
-simulated on a virtual clock.
+Every number of workers learns on several seeds, one run after another, with what follows from it
+(`scaling`). Real processes, or workers simulated on a virtual clock.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +16,6 @@ from async_dqn.results import Cost, RunResult, median, read_run, run_name
 from async_dqn.run_folder import env_folder
 from async_dqn.statistics import ratio_interval
 
-# The learning rate of N workers, as a factor on that of one.
-RULES = {
-    "constant": lambda workers: 1.0,
-    "sqrt": math.sqrt,
-    "linear": float,
-}
 # Speed-up over one thread to a reference score, mean of seven games, by number of threads.
 PAPER = {
     "one-step-q": {1: 1.0, 2: 3.0, 4: 6.3, 8: 13.3, 16: 24.1},
@@ -48,7 +40,6 @@ def time_to_score(
     options: Sequence[str],
     workers: Sequence[int],
     seeds: int,
-    rule: str,
     simulated: bool,
 ) -> str:
     """Make the runs below `out` (those that are there are kept); a Markdown table.
@@ -59,10 +50,9 @@ def time_to_score(
     threshold = config.evaluation.stop_at_return
     if threshold is None:
         raise UserError("time to a score needs the score; give --stop-at-return")
-    rates = {count: config.optimizer.lr * RULES[rule](count) for count in workers}
     jobs = {
-        count: [_job(out, config, options, count, lr, seed, simulated) for seed in range(seeds)]
-        for count, lr in rates.items()
+        count: [_job(out, config, options, count, seed, simulated) for seed in range(seeds)]
+        for count in workers
     }
     (out / "logs").mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
@@ -74,13 +64,13 @@ def time_to_score(
         name, cause = next(iter(failures.items()))
         raise UserError(f"{name} failed: {cause}; see {out / 'logs'}")
     runs = {count: [read_run(job.folder) for job in group] for count, group in jobs.items()}
-    return _table(config, runs, rates, threshold, simulated)
+    return _table(config, runs, threshold, simulated)
 
 
-def _job(out, config: Config, options, count: int, lr: float, seed: int, simulated: bool) -> Job:
+def _job(out, config: Config, options, count: int, seed: int, simulated: bool) -> Job:
     label = f"{count}-workers"
     how = ["--mode=serial", f"--simulate-workers={count}"] if simulated else [f"--workers={count}"]
-    arguments = ("train", *options, *how, f"--lr={lr!r}", "--oversubscribe")
+    arguments = ("train", *options, *how, "--oversubscribe")
     name = run_name(label, seed)
     folder = out / "runs" / env_folder(config.environment.env) / name
     return Job(Contender(label, "async_dqn", arguments), seed, folder, out / "logs" / f"{name}.log")
@@ -89,7 +79,6 @@ def _job(out, config: Config, options, count: int, lr: float, seed: int, simulat
 def _table(
     config: Config,
     runs: Mapping[int, Sequence[RunResult]],
-    rates: Mapping[int, float],
     threshold: float,
     simulated: bool,
 ) -> str:
@@ -108,7 +97,7 @@ def _table(
         low, high = ratio_interval([c.value for c in first], [c.value for c in seconds])
         cells = (
             f"{count}",
-            f"{rates[count]:.3g}",
+            f"{group[0].settings['optimizer.lr']:.3g}",
             f"{sum(not cost.missed for cost in seconds)} of {len(seconds)}",
             _spread(seconds),
             f"{ratio:.2f} ({low:.2f} to {high:.2f})",

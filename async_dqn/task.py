@@ -42,7 +42,10 @@ class Task:
         return self.network() if device == "cpu" else OnDevice(self.network(), device)
 
     def optimizer(self) -> Optimizer:
-        return OPTIMIZERS[self.config.optimizer.optimizer]()
+        """The update rule."""
+        settings = self.config.optimizer
+        own = {"beta1": settings.beta1} if settings.optimizer == "shared-adam" else {}
+        return OPTIMIZERS[settings.optimizer](**own)
 
     @property
     def shared_state(self) -> bool:

@@ -200,6 +200,7 @@ def _announce(task: "Task", folder: RunFolder, notes: list[str]) -> None:
     for section, settings in config.to_dict().items():
         shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value != {})
         say(f"{section:12} {shown}")
+    say(_sharing(config))
     say(_exploration(config))
     if info.actions is not None:
         say(f"actions      {info.num_actions}, each one of {info.actions}")
@@ -212,6 +213,18 @@ def _announce(task: "Task", folder: RunFolder, notes: list[str]) -> None:
             f"learning begins at step {replay.replay_start}"
         )
     say(f"run folder   {folder}")
+
+
+def _sharing(config: Config) -> str:
+    """What follows from the number of workers, with what it is for few in brackets."""
+    now, parallel = config.by_name(), config.parallel
+    words = f"{parallel.actors} of {parallel.envs_per_worker} environments each"
+    changed = [
+        f"{name}={now[name]:.4g} ({whole:.4g})"
+        for name, whole in sorted(config.whole.items())
+        if now[name] != whole and name not in ("envs_per_worker", "workers")
+    ]
+    return f"{'workers':12} " + ", ".join([words, *changed])
 
 
 def _exploration(config: Config) -> str:

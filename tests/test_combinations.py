@@ -150,6 +150,7 @@ ALONE = {
     "priority_beta": 0.5,
     "sync_average": "params",
     "sync_every": 4,
+    "beta1": 0.5,
     "staleness_scaling": True,
     "max_staleness": 3,
     "hang_timeout": 5.0,

@@ -160,7 +160,8 @@ def test_preset_is_found_by_id_then_family_then_none():
     assert resolve({"env": "CartPole-v0"})[0].optimizer.lr_schedule == "constant"
     assert resolve({"env": "MinAtar/Freeway-v0"})[0].algorithm.algorithm == "q-lambda"
     assert resolve({"env": "ALE/Breakout-v5"})[0].network.network == "nips"
-    assert resolve({"env": "Nowhere-v0"})[0] == Config.from_flat({"env": "Nowhere-v0"})
+    nowhere = {"env": "Nowhere-v0", "workers": 2}
+    assert resolve(nowhere)[0].by_name() == Config.from_flat(nowhere).by_name()
     assert Config().optimizer.lr_schedule == "linear"
 
 
@@ -317,15 +318,17 @@ def test_a_preset_for_no_environment_has_tables_for_some() -> None:
 
 def test_a_presets_minibatches_give_way_to_few_environments() -> None:
     for env, preset in (("LunarLander-v3", None), ("CartPole-v1", "pqn")):
-        few, _ = presets.resolve({"env": env, "envs_per_worker": 3}, None, preset)
-        assert (few.parallel.envs_per_worker, few.parallel.minibatches) == (3, 1)
-        many, _ = presets.resolve({"env": env, "envs_per_worker": 16}, None, preset)
-        assert many.parallel.minibatches > 1
+        for count, minibatches in ((1, {1}), (3, {1, 2}), (32, {2, 8})):
+            config, _ = presets.resolve({"env": env, "envs_per_worker": count}, None, preset)
+            assert config.parallel.envs_per_worker == count
+            assert config.parallel.minibatches in minibatches
 
 
 def test_pqn_on_atari_has_nothing_of_what_was_tuned_for_replay() -> None:
     pqn, _ = presets.resolve({"env": "ALE/Pong-v5"}, None, "pqn")
-    without_replay, _ = presets.resolve({"env": "ALE/Pong-v5", "algorithm": "n-step-q"})
+    without_replay, _ = presets.resolve(
+        {"env": "ALE/Pong-v5", "algorithm": "n-step-q", "workers": 2}
+    )
     for config in (pqn, without_replay):
         assert (config.replay.replay, config.run.steps) == ("none", 10_000_000)
         assert (config.optimizer.lr, config.optimizer.max_grad_norm) == (5e-4, 10.0)

@@ -6,9 +6,10 @@ import statistics
 
 import pytest
 
-from async_dqn import cli, speedup
+from async_dqn import cli
 from async_dqn.bench import scaling
 from async_dqn.config import usable_cores
+from async_dqn.presets import resolve
 
 TIMES = {
     "step_s": 1e-4,
@@ -28,7 +29,7 @@ def arguments(tmp_path, monkeypatch):
     (tmp_path / "times.json").write_text(json.dumps({"times": TIMES}))
     options = ("stop-at-return=12", "steps=4000", "eval-every=500", "eval-episodes=5")
     given = ["bench", "scaling", "--env", "CartPole-v1", "--pairs", "0", "--simulated"]
-    for option in (*options, "simulate-times=times.json", "lr=1e-3", "algorithm=n-step-q"):
+    for option in (*options, "simulate-times=times.json", "algorithm=n-step-q"):
         given += ["--set", option]
     return given
 
@@ -40,7 +41,7 @@ def results(folder, workers: int) -> list[dict]:
 
 @pytest.mark.timeout(300)  # four processes, one after another
 def test_the_table_says_what_the_runs_say(arguments, tmp_path, capsys) -> None:
-    arguments += ["--workers", "1,4", "--seeds", "2", "--lr-rule", "sqrt", "--out", "out"]
+    arguments += ["--workers", "1,4", "--seeds", "2", "--out", "out"]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
     rows = {
@@ -53,14 +54,15 @@ def test_the_table_says_what_the_runs_say(arguments, tmp_path, capsys) -> None:
         for n, group in runs.items()
     }
     assert [len(group) for group in runs.values()] == [2, 2]
-    for workers, lr in ((1, "0.001"), (4, "0.002")):
+    rates = {n: resolve({"algorithm": "n-step-q", "workers": n})[0].optimizer.lr for n in runs}
+    for workers, lr in rates.items():
         solved = sum(run["status"] == "threshold reached" for run in runs[workers])
-        assert rows[str(workers)][1:3] == [lr, f"{solved} of 2"]
+        assert rows[str(workers)][1:3] == [f"{lr:.3g}", f"{solved} of 2"]
     assert float(rows["4"][4].split()[0]) == pytest.approx(seconds[1] / seconds[4], rel=0.01)
     assert [rows[n][6] for n in "14"] == ["1", "5.9"]  # n-step Q in Mnih et al. 2016, table 2
     configs = (tmp_path / "out").glob("runs/*/4-workers-s1/config.json")
     (stored,) = (json.loads(path.read_text())["settings"] for path in configs)
-    assert stored["parallel"]["workers"] == 4 and stored["optimizer"]["lr"] == 0.002
+    assert stored["parallel"]["workers"] == 4 and stored["optimizer"]["lr"] == rates[4]
 
     before = [path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/*/result.json")]
     assert cli.main(arguments) == 0
@@ -81,17 +83,12 @@ def test_a_miss_counts_with_its_stopping_time_and_is_marked(arguments, capsys) -
         (["--seeds", "x"], "--seeds must be a whole number from 0 (got 'x')"),
         (["--workers", "1,0"], "--workers must be a list of whole numbers from 1"),
         (["--seconds", "0"], "--seconds must be a finite number above 0 (got 0)"),
-        (["--seeds", "1", "--lr-rule", "cubic"], "unknown lr rule 'cubic'; choose constant"),
         (["--seeds", "1", "--set", "stop-at-return=none"], "give --stop-at-return"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, options, message, capsys) -> None:
     assert cli.main([*arguments, *options]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_the_rules() -> None:
-    assert [rule(4) for rule in speedup.RULES.values()] == [1, 2, 4]
 
 
 def test_auto_takes_the_fewest_workers_near_the_best_speed(monkeypatch, capsys) -> None:

@@ -15,7 +15,7 @@ FAMILIES = {"algorithms", "peers", "bench"}
 FLOORS = (
     # stand alone
     "settings cores returns exploration leases rollout optimizers memory child durable"
-    " progress layers noisy sum_tree statistics document versions",
+    " progress layers noisy sum_tree statistics document versions scaling",
     "method combinations parameters metrics replay clock processes",
     "sections synchronous heartbeats",
     "config",
