@@ -22,6 +22,7 @@ from async_dqn import architecture, checkpoint, envs, training
 from async_dqn.actions import action_table
 from async_dqn.algorithms import build_algorithm
 from async_dqn.config import UserError
+from async_dqn.crew import Crew
 from async_dqn.env_spec import EnvInfo, EnvSpec
 from async_dqn.networks import State
 from async_dqn.parameters import FlatNetwork, flat_vector
@@ -30,7 +31,7 @@ from async_dqn.presets import resolve
 from async_dqn.reports import Callback
 from async_dqn.resume import stored_config
 from async_dqn.spaces import row_writer, split_batch
-from async_dqn.task import CONFIRMATION, Task
+from async_dqn.task import Task
 
 Env = str | Callable[..., gymnasium.Env]
 
@@ -127,15 +128,17 @@ class AsyncDQN:
         if seed is not None:
             config = task.config.with_settings({"seed": seed})
             task = Task(config, task.spec, task.info, task.architecture)
-        scores: list[tuple[float, int]] = []
-        for scores in Player(task, self.network).play(episodes, CONFIRMATION):
+        player = Player(task, self.network, episodes)
+        crew = Crew(player)
+        crew.begin(player.screening)
+        for _ in crew.play(player.total):
             pass
-        if len(scores) < episodes:
+        returns = [played.score for played in crew.results(player.screening, player.total)]
+        if len(returns) < episodes:
             raise UserError(
                 f"{task.spec.name} gave rewards or observations that are not finite too often; "
                 "correct the environment"
             )
-        returns = [score for score, _ in scores]
         return float(np.mean(returns)), float(np.std(returns))
 
     def save(self, path: str | Path) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from async_dqn.env_spec import EnvInfo
-from async_dqn.loop_env import LoopVectorEnv
 from async_dqn.settings import in_words
 
 SEED_LIMIT = 2**31  # ale-py takes int32 seeds, numpy's RandomState (MinAtar) 32 bits
@@ -124,9 +123,6 @@ class EnvBatch:
         """Rows [B] bool whose `obs` is the first one of an episode."""
         return step.dummy if self.next_step else step.ended | step.dummy
 
-    def leave_out(self, row: int) -> None:
-        """This row is of no interest until the next reset: skip it where that saves time."""
-
     def close(self) -> None:
         """Free the environments; safe to call twice."""
         self.vector.close()
@@ -210,7 +206,7 @@ class EnvBatch:
             with contextlib.suppress(Exception):  # it has failed
                 self.vector.close()
             self.vector = self._make()
-        self._seeds = [_next_seed(seed) for seed in self._seeds]
+        self._seeds = [next_seed(seed) for seed in self._seeds]
         return self._begin()
 
     def _seed(self, seeds: list[int]) -> Any:
@@ -229,42 +225,11 @@ class EnvBatch:
         return terminated | truncated
 
 
-class LoopBatch(EnvBatch):
-    """Single environments in a loop, each with a seed of its own; `make` builds one of them."""
-
-    vector: LoopVectorEnv
-
-    def _together(self, rows: np.ndarray) -> np.ndarray:
-        return rows
-
-    def _rebuild(self, rows: np.ndarray) -> tuple[np.ndarray, Failures]:
-        self.rebuilds += len(rows)
-        failed: Failures = {}
-        for row in rows.tolist():
-            self._seeds[row] = _next_seed(self._seeds[row])
-            try:
-                env = self.vector.envs[row] if self._make is None else self._make()
-                self.vector.replace(row, env, self._seeds[row] % SEED_LIMIT)
-            except Exception as error:
-                failed[row] = error
-        return self.vector.observations, failed
-
-    def _seed(self, seeds: list[int]) -> list[int]:
-        return [seed % SEED_LIMIT for seed in seeds]
-
-    def leave_out(self, row: int) -> None:
-        self.vector.leave_out(row)
-
-
-class AtariBatch(EnvBatch):
-    """ale-py's vector environment in evaluation: whole games, true rewards."""
+class AtariTrainingBatch(EnvBatch):
+    """Atari as DQN learns it: rewards clipped, a lost life terminates, the game goes on."""
 
     def _seed(self, seeds: list[int]) -> np.ndarray:
         return np.array([seed % SEED_LIMIT for seed in seeds], np.int64)
-
-
-class AtariTrainingBatch(AtariBatch):
-    """Atari as DQN learns it: rewards clipped, a lost life terminates, the game goes on."""
 
     def _started(self, infos: Mapping[str, Any]) -> None:
         self._lives = infos["lives"].copy()
@@ -290,7 +255,8 @@ def _not_finite(observations: np.ndarray) -> np.ndarray:
     return ~np.isfinite(observations).all(axis=tuple(range(1, observations.ndim)))
 
 
-def _next_seed(seed: int) -> int:
+def next_seed(seed: int) -> int:
+    """The seed of an environment that is built in the place of one with this seed."""
     return int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0])
 
 

@@ -1,8 +1,8 @@
 """Making environments: any gymnasium id, class or factory becomes an `EnvBatch`.
 
-Three ways lead there: ale-py's vector environment for `ALE/...` ids, the vector entry point of an
-id where it has one (CartPole), and a loop over single environments for everything else. A fourth,
-EnvPool, is for training where it is asked for.
+Three ways lead there: ale-py's vector environment for `ALE/...` ids (in evaluations one for each
+game), the vector entry point of an id where it has one (CartPole), and a loop over single
+environments for everything else. A fourth, EnvPool, is for training where it is asked for.
 """
 
 import dataclasses
@@ -18,10 +18,8 @@ from gymnasium.vector import AutoresetMode
 from async_dqn.actions import action_mapping, numbered
 from async_dqn.config import UserError
 from async_dqn.env_batch import (
-    AtariBatch,
     AtariTrainingBatch,
     EnvBatch,
-    LoopBatch,
     NotFinite,
     Step,
 )
@@ -35,8 +33,10 @@ from async_dqn.env_spec import (
     preload_modules,
     registered_spec,
 )
+from async_dqn.loop_batch import LoopBatch
 from async_dqn.loop_env import LoopVectorEnv
 from async_dqn.pool_env import PoolVectorEnv
+from async_dqn.single_game import SingleGame
 from async_dqn.spaces import ObservationLayout, num_actions, observation_layout, parts
 
 __all__ = [
@@ -157,17 +157,20 @@ def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
         kwargs["max_num_frames_per_episode"] = limit * frames
         make = partial(
             importlib.import_module("ale_py.vector_env").AtariVectorEnv,
-            num_envs=num_envs,
+            num_envs=num_envs if training else 1,
             life_loss_info=training,  # not episodic_life: that starts a new game at a lost life
             episodic_life=False,
             reward_clipping=False,  # clipped here, so that the true score is known
-            autoreset_mode=AutoresetMode.SAME_STEP,
+            autoreset_mode=AutoresetMode.SAME_STEP if training else AutoresetMode.NEXT_STEP,
             **kwargs,
         )
         vector = make()
     layout = observation_layout(vector.single_observation_space)
     info = _describe(layout, num_actions(vector.single_action_space, spec.name), frames, limit)
-    return (AtariTrainingBatch if training else AtariBatch)(vector, info, make)
+    if training:
+        return AtariTrainingBatch(vector, info, make)
+    games = [SingleGame(vector), *(SingleGame(make()) for _ in range(num_envs - 1))]
+    return LoopBatch(LoopVectorEnv(games, layout, limit), info, lambda: SingleGame(make()))
 
 
 def _describe(

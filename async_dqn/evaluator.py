@@ -3,19 +3,20 @@
 Both jobs are steps of generators, so that a target boundary is never missed because of a long
 evaluation. Ten screening episodes, or half of `--eval-episodes` if that is less; if they reach the
 threshold or beat the best score so far, the full number of episodes on other seeds decides,
-abandoned early when it is hopeless.
+given up as soon as a sequential test says that they will not.
 """
 
 import math
 import os
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
 from async_dqn.child import RecordPipe, enter_child, report_failure
+from async_dqn.crew import Crew
 from async_dqn.parameters import (
     ACKNOWLEDGED,
     CPU_NS,
@@ -33,11 +34,10 @@ from async_dqn.parameters import (
     FlatNetwork,
     ParameterStore,
 )
-from async_dqn.player import Player
-from async_dqn.task import CONFIRMATION, SCREENING, ChildStart, Task
+from async_dqn.player import Played, Player
+from async_dqn.sequential import falls_short
+from async_dqn.task import ChildStart, Task
 
-SCREENING_EPISODES = 10
-MIN_EPISODES_TO_ABANDON = 20
 # An evaluation starts only while the evaluator's CPU time is below this share of the run's: half of
 # it and a second at first, as starting a short run has its cost too. While a threshold is wanted,
 # which ends the run the sooner the oftener one looks, a mere best score is confirmed only below a
@@ -68,40 +68,45 @@ class Evaluator:
     def __init__(self, task: Task, store: ParameterStore, best: float | None):
         self.task, self.store = task, store
         self.network = FlatNetwork(task.network(), gradient=False)
-        self.player = Player(task, self.network)
+        self.crew = Crew(Player(task, self.network))
         self.best = -math.inf if best is None else best
         self._startup = time.process_time()  # imports are no evaluation
 
-    def evaluate(self, final: bool = False) -> Generator[None, None, Evaluation | None]:
+    def evaluate(self, final: bool = False) -> Generator[int, None, Evaluation | None]:
         """Snapshot theta and score it, one vector step per `next`.
 
-        None if theta is not finite, or the environments break down all the time.
+        Yields how many environments were stepped. None if theta is not finite, or the environments
+        break down all the time.
         """
         if not self.store.snapshot.publish(self.store.theta, self.store.steps):
             return None
         stamp = self.store.snapshot.read(self.network.vector)
         assert stamp is not None  # this process alone publishes
-        episodes, scores = self.task.config.evaluation.eval_episodes, []
+        player, screened, goal = self.crew.player, [], -math.inf
+        self.crew.begin(player.screening if final else 0)
         if not final:
             before = self.spent
-            count = min(SCREENING_EPISODES, (episodes + 1) // 2)
-            scores = yield from _last(self.player.play(count, SCREENING))
-            if not scores:
+            yield from self.crew.play(player.screening)
+            screened = self.crew.results(0, player.screening)
+            if not screened:
                 return None
-            price = (self.spent - before) * episodes / len(scores)
-            if not self._worth_confirming(_mean(scores), price):
-                return _summary(stamp, scores, confirmed=False)
-        goal = -math.inf if final else self.goal
-        confirmed = yield from self._confirm(episodes, goal)
-        if len(confirmed) < episodes:
-            return _summary(stamp, scores, confirmed=False) if scores else None
+            mean, price = _mean(screened), self.spent - before
+            if not self.task.info.batched:  # there the others have been playing beside them
+                price *= player.confirming / len(screened)
+            if not self._worth_confirming(mean, price):
+                return _summary(stamp, screened, confirmed=False)
+            goal = self._goal
+        yield from self._confirm(goal)
+        confirmed = self.crew.results(player.screening, player.total)
+        if len(confirmed) < player.confirming:
+            return _summary(stamp, screened, confirmed=False) if screened else None
         self.best = max(self.best, _mean(confirmed))
         return _summary(stamp, confirmed, confirmed=True, final=final)
 
     @property
-    def goal(self) -> float:
-        """Below this a confirmation is hopeless."""
-        return min(self.best, self.threshold)
+    def _goal(self) -> float:
+        """Below this a confirmation is of no use."""
+        return min(self.best, self.threshold) if self._hunts_best else self.threshold
 
     @property
     def threshold(self) -> float:
@@ -132,37 +137,38 @@ class Evaluator:
             return True
         if mean < self.best or price > self.allowed:  # or there is no other look for long
             return False
+        return self._hunts_best
+
+    @property
+    def _hunts_best(self) -> bool:
+        """Whether a score is confirmed that is the best so far, but short of the threshold."""
         return self.threshold == math.inf or self.affordable(1 / 3)
 
     def reaches_threshold(self, evaluation: Evaluation) -> bool:
         """Whether this evaluation ends the run."""
         return evaluation.confirmed and evaluation.mean >= self.threshold
 
-    def _confirm(self, episodes: int, goal: float):
-        """Play the confirming episodes; stop two standard errors below the goal."""
-        scores: Sequence[tuple[float, int]] = []
-        for scores in self.player.play(episodes, CONFIRMATION):
-            if len(scores) >= MIN_EPISODES_TO_ABANDON:
-                values = [score for score, _ in scores]
-                if np.mean(values) + 2 * np.std(values) / math.sqrt(len(values)) < goal:
-                    break
-            yield
-        return scores
+    def _confirm(self, goal: float) -> Generator[int, None, None]:
+        """Play the confirming episodes; stop when their mean will be below the goal."""
+        first, known = self.crew.player.screening, 0
+        for stepped in self.crew.play(self.crew.player.total):
+            prefix = self.crew.prefix(first)
+            if len(prefix) > known:
+                known, returns = len(prefix), [played.score for played in prefix]
+                if falls_short(returns, self.crew.player.confirming, goal):
+                    return
+            yield stepped
 
 
-def _last(play: Iterator[list[tuple[float, int]]]):
-    scores: list[tuple[float, int]] = []
-    for scores in play:
-        yield
-    return scores
+def _mean(played: Sequence[Played]) -> float:
+    return float(np.mean([one.score for one in played]))
 
 
-def _mean(scores: Sequence[tuple[float, int]]) -> float:
-    return float(np.mean([score for score, _ in scores]))
-
-
-def _summary(stamp: tuple[int, int], scores, confirmed: bool, final: bool = False) -> Evaluation:
-    values, lengths = np.array(scores, float).T
+def _summary(
+    stamp: tuple[int, int], played: Sequence[Played], confirmed: bool, final: bool = False
+) -> Evaluation:
+    values = np.array([one.score for one in played])
+    lengths = np.array([one.length for one in played])
     return Evaluation(
         step=stamp[1],
         sequence=stamp[0],
@@ -214,7 +220,7 @@ class EvaluatorLoop:
 
     def run(self) -> None:
         """Work until the trainer orders to finish (one last evaluation) or to quit."""
-        running: Generator[None, None, Evaluation | None] | None = None
+        running: Generator[int, None, Evaluation | None] | None = None
         order = RUN
         while order != QUIT and not (order == FINISH and running is None):
             self._beat()
@@ -259,7 +265,7 @@ class EvaluatorLoop:
         self.evaluated = quotient
         return True
 
-    def _advance(self, running: Generator[None, None, Evaluation | None]):
+    def _advance(self, running: Generator[int, None, Evaluation | None]):
         """Take one step; send the result when there is one."""
         try:
             next(running)

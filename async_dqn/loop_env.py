@@ -36,7 +36,7 @@ class LoopVectorEnv(VectorEnv):
         self._first_action = int(actions.start)
         self._limit = limit
         self._elapsed = [0] * self.num_envs
-        self._playing = dict(enumerate(self.envs))
+        self._playing, self._restarts = dict(enumerate(self.envs)), True
         self.observations = np.zeros((self.num_envs, *layout.shape), layout.dtype)
         self._finals = np.zeros_like(self.observations)
         self._write = row_writer(space, self.observations)
@@ -55,9 +55,9 @@ class LoopVectorEnv(VectorEnv):
         self._playing = dict(enumerate(self.envs))
         return self.observations, {"failed": failed}
 
-    def leave_out(self, row: int) -> None:
-        """Step this environment no more until the next reset; its row keeps what it holds."""
-        del self._playing[row]
+    def one_at_a_time(self) -> None:
+        """From now on a row plays only the episode that `replace` starts, and then rests."""
+        self._playing, self._restarts = {}, False
 
     def replace(self, row: int, env: gymnasium.Env, seed: int) -> None:
         """Put `env` in the place of this row's, which is closed, and start an episode."""
@@ -84,7 +84,8 @@ class LoopVectorEnv(VectorEnv):
                 elapsed[row] += 1
                 if terminated or truncated or elapsed[row] >= limit:
                     self._write_final(row, observation)
-                    observation, _ = env.reset()
+                    if self._restarts:
+                        observation, _ = env.reset()
                     terminations[row] = terminated
                     truncations[row] = truncated or elapsed[row] >= limit
                     elapsed[row] = 0
@@ -93,6 +94,9 @@ class LoopVectorEnv(VectorEnv):
                 failed[row] = error
                 rewards[row], terminations[row], truncations[row] = 0.0, False, False
         over = terminations | truncations
+        if not self._restarts:
+            for row in np.flatnonzero(over).tolist():
+                del self._playing[row]
         infos = {"final_obs": self._finals, "_final_obs": over, "failed": failed}
         return self.observations, rewards, terminations, truncations, infos
 

@@ -1,62 +1,175 @@
-"""The player: whole episodes with fixed parameters, for scores that can be compared."""
+"""The player: whole episodes with fixed parameters, for scores that can be compared.
+
+The episodes of an evaluation are numbered: first those that screen, then those that confirm. Each
+has its own seed and its own random numbers, whoever plays it and beside whichever others.
+"""
 
 from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from async_dqn.envs import EnvBatch, make_vector
-from async_dqn.exploration import epsilon_greedy
+from async_dqn.loop_batch import LoopBatch
 from async_dqn.networks import restarted
 from async_dqn.parameters import FlatNetwork
-from async_dqn.task import Task
+from async_dqn.task import CONFIRMATION, SCREENING, Task
 
-LOOPED_ENVS, BATCHED_ENVS = 20, 100  # at once
+SCREENING_EPISODES = 10
+# At once: games, whose networks take most of the time; others; those stepped as one.
+GAMES, LOOPED_ENVS, BATCHED_ENVS = 5, 20, 128
+
+
+class Played(NamedTuple):
+    """A finished episode: its number, return and length in steps."""
+
+    number: int
+    score: float
+    length: int
+
+
+class Source(Protocol):
+    """Where a player gets the numbers of its episodes from."""
+
+    def take(self) -> int | None:
+        """The next one to play; None if there is none now."""
+
+    def take_until(self, stop: int) -> None:
+        """All numbers below `stop` are being played."""
 
 
 class Player:
-    """Plays whole episodes with a fixed network: true rewards, greedy but for `eval_epsilon`."""
+    """Plays whole episodes with a fixed network: true rewards, greedy but for `eval_epsilon`.
 
-    def __init__(self, task: Task, network: FlatNetwork):
+    An evaluation has `screening` episodes, `confirming` ones (default: `--eval-episodes`) and
+    `total` together.
+    """
+
+    def __init__(self, task: Task, network: FlatNetwork, confirming: int | None = None):
         self.task, self.network = task, network
-        self._envs: dict[int, EnvBatch] = {}
+        self.confirming = confirming or task.config.evaluation.eval_episodes
+        self.screening = min(SCREENING_EPISODES, (self.confirming + 1) // 2)
+        self.total = self.screening + self.confirming
+        self._seeds = task.seeds(self.screening, SCREENING)
+        self._seeds += task.seeds(self.confirming, CONFIRMATION)
+        most = GAMES if task.spec.is_atari else LOOPED_ENVS
+        self.rows = min(most, self.confirming)
+        self._batches: dict[int, EnvBatch] = {}
 
-    def play(self, episodes: int, *key: int) -> Iterator[list[tuple[float, int]]]:
-        """Yield, after every vector step, the (score, length) pairs finished so far.
+    def play(self, source: Source) -> Iterator[tuple[int, list[Played]]]:
+        """After every vector step: how many environments it stepped, and what finished.
 
-        The same key gives the same episodes to the same network. Every environment plays a fixed
-        number of them, so that short episodes are not over-represented. An episode whose
-        environment breaks is played again; after as many breaks as episodes, playing ends early.
+        Ends when nothing is left to take. An episode whose environment breaks is played again with
+        another seed. Raises TooManyBreaks after as many breaks as an evaluation has episodes.
         """
-        count = min(episodes, BATCHED_ENVS if self.task.info.batched else LOOPED_ENVS)
-        if count not in self._envs:
-            self._envs[count] = make_vector(self.task.spec, count, training=False)
-        envs = self._envs[count]
-        left = np.full(count, episodes // count)
-        left[: episodes % count] += 1
-        epsilon = np.full(count, self.task.eval_epsilon, np.float32)
-        generator = self.task.generator(*key)
-        finished: list[tuple[float, int]] = []
-        score, length = np.zeros(count), np.zeros(count, np.int64)
-        allowed, net = envs.rebuilds + episodes, self.network.net
-        obs, state = envs.reset(self.task.seeds(count, *key)), net.initial_state(count)
-        while left.any():
-            with torch.inference_mode():
-                output, state = net(torch.from_numpy(obs), state)
-            actions, _ = epsilon_greedy(output.q_values.numpy(), epsilon, generator)
-            step = envs.step(actions)
-            obs = step.obs
-            state = restarted(state, envs.starts(step))
-            score += step.scores
-            length += ~step.dummy
-            score[step.faulty], length[step.faulty] = 0.0, 0  # played again
-            if envs.rebuilds > allowed:
+        batched = self.task.info.batched
+        return self._play_batches(source) if batched else self._play_one_by_one(source)
+
+    def _play_one_by_one(self, source: Source) -> Iterator[tuple[int, list[Played]]]:
+        """A row that has finished its episode takes the next one."""
+        envs, net = self._batch(self.rows), self.network.net
+        assert isinstance(envs, LoopBatch)
+        obs, state = envs.one_at_a_time(), net.initial_state(self.rows)
+        numbers, begun = np.full(self.rows, -1), np.zeros(self.rows, np.bool_)
+        score, length = np.zeros(self.rows), np.zeros(self.rows, np.int64)
+        random: list[np.random.Generator] = [np.random.default_rng()] * self.rows
+        most = envs.rebuilds + self.total
+        while True:
+            for row in np.flatnonzero(numbers < 0).tolist():
+                number = source.take()
+                if number is None:
+                    break
+                obs = envs.begin(row, self._seeds[number])
+                numbers[row], random[row] = number, self._random(number)
+                score[row], length[row], begun[row] = 0.0, 0, True
+            playing = np.flatnonzero(numbers >= 0)
+            if not playing.size:
                 return
-            for row in np.flatnonzero(step.ended):
-                if left[row]:
-                    finished.append((float(score[row]), int(length[row])))
-                    left[row] -= 1
-                    if not left[row]:
-                        envs.leave_out(int(row))
-                score[row], length[row] = 0.0, 0
-            yield finished
+            state = restarted(state, begun)
+            q_values, state = self._q_values(obs, state, playing)
+            actions = np.zeros(self.rows, np.int64)
+            actions[playing] = self._choose(q_values, [random[row] for row in playing])
+            step = envs.step(actions)
+            obs, begun = step.obs, step.faulty.copy()
+            score += step.scores
+            length[playing] += 1
+            score[step.faulty], length[step.faulty] = 0.0, 0  # played again
+            _check_breaks(envs, most)
+            ended = np.flatnonzero(step.ended & (numbers >= 0))
+            finished = _played(ended, numbers, score, length)
+            numbers[ended] = -1
+            yield len(playing), finished
+
+    def _play_batches(self, source: Source) -> Iterator[tuple[int, list[Played]]]:
+        """All at once, as one random generator serves the whole batch: screening beside the rest.
+
+        A step of these environments hardly costs more for many of them.
+        """
+        net = self.network.net
+        while (number := source.take()) is not None:
+            first = number // BATCHED_ENVS * BATCHED_ENVS
+            numbers = np.arange(first, min(first + BATCHED_ENVS, self.total))
+            source.take_until(first + len(numbers))
+            envs, left = self._batch(len(numbers)), np.ones(len(numbers), np.bool_)
+            score, length = np.zeros(len(left)), np.zeros(len(left), np.int64)
+            most = envs.rebuilds + self.total
+            obs = envs.reset([self._seeds[number] for number in numbers])
+            state, every = net.initial_state(len(left)), np.arange(len(left))
+            while left.any():
+                q_values, state = self._q_values(obs, state, every)
+                step = envs.step(q_values.argmax(axis=1))
+                obs, state = step.obs, restarted(state, envs.starts(step))
+                score += step.scores
+                length += ~step.dummy
+                score[step.faulty], length[step.faulty] = 0.0, 0  # played again
+                _check_breaks(envs, most)
+                ended = np.flatnonzero(step.ended & left)
+                left[ended] = False
+                yield len(left), _played(ended, numbers, score, length)
+
+    def _batch(self, count: int) -> EnvBatch:
+        if count not in self._batches:
+            self._batches[count] = make_vector(self.task.spec, count, training=False)
+        return self._batches[count]
+
+    def _q_values(self, obs: np.ndarray, state, rows: np.ndarray):
+        """Q-values [N, A] of `rows` [N] of the observations [B, ...]; the state of all after it."""
+        if state is None:
+            chosen = obs if len(rows) == len(obs) else obs[rows]
+            return self._forward(chosen, None)[0], None
+        q_values, state = self._forward(obs, state)
+        return q_values[rows], state
+
+    def _forward(self, obs: np.ndarray, state):
+        with torch.inference_mode():
+            output, state = self.network.net(torch.from_numpy(obs), state)
+        return output.q_values.numpy(), state
+
+    def _random(self, number: int) -> np.random.Generator:
+        """The random numbers of one episode."""
+        confirming = number - self.screening
+        return self.task.generator(
+            *((SCREENING, number) if confirming < 0 else (CONFIRMATION, confirming))
+        )
+
+    def _choose(self, q_values: np.ndarray, random: list[np.random.Generator]) -> np.ndarray:
+        """Greedy actions [N], or with the probability `eval_epsilon` any other."""
+        best, epsilon = q_values.argmax(axis=1), self.task.eval_epsilon
+        for row, generator in enumerate(random if epsilon else ()):
+            if generator.random() < epsilon:
+                best[row] = generator.integers(q_values.shape[1])
+        return best
+
+
+class TooManyBreaks(Exception):
+    """The environments break all the time."""
+
+
+def _played(rows: np.ndarray, *columns: np.ndarray) -> list[Played]:
+    return [Played(*row) for row in zip(*(column[rows].tolist() for column in columns))]
+
+
+def _check_breaks(envs: EnvBatch, most: int) -> None:
+    if envs.rebuilds > most:
+        raise TooManyBreaks

@@ -113,7 +113,7 @@ class SerialTrainer:
             self.run_.add_evaluation(evaluation)
 
 
-def _exhaust(steps: Generator[None, None, Evaluation | None]) -> Evaluation | None:
+def _exhaust(steps: Generator[int, None, Evaluation | None]) -> Evaluation | None:
     while True:
         try:
             next(steps)

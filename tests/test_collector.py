@@ -11,8 +11,10 @@ from async_dqn import parameters
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.collector import EPISODES_KEPT, Collector
 from async_dqn.config import AlgorithmConfig
-from async_dqn.env_batch import EnvBatch, LoopBatch, LoopVectorEnv
+from async_dqn.env_batch import EnvBatch
 from async_dqn.env_spec import EnvInfo
+from async_dqn.loop_batch import LoopBatch
+from async_dqn.loop_env import LoopVectorEnv
 from async_dqn.memory import SharedBlock
 from async_dqn.networks import QOutput
 from async_dqn.optimizers import SharedRMSProp

@@ -16,7 +16,6 @@ from gymnasium.vector import AutoresetMode
 from scripted_envs import NumberedEnv, SpacesEnv
 
 from async_dqn.config import UserError
-from async_dqn.env_batch import LoopVectorEnv
 from async_dqn.envs import (
     EnvBatch,
     EnvInfo,
@@ -26,6 +25,7 @@ from async_dqn.envs import (
     preload_modules,
     probe,
 )
+from async_dqn.loop_env import LoopVectorEnv
 
 IMPORTS = ("scripted_ids",)
 SCRIPT = {

@@ -16,13 +16,14 @@ from scripted_envs import NotFiniteEnv
 
 from async_dqn import AsyncDQN, architecture, envs
 from async_dqn.config import Config, UserError
+from async_dqn.crew import Crew
 from async_dqn.env_batch import SEED_LIMIT
 from async_dqn.env_spec import EnvSpec
 from async_dqn.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
 from async_dqn.memory import SharedBlock
 from async_dqn.parameters import CPU_NS, FlatNetwork, ParameterStore, padded_size
-from async_dqn.player import Player
-from async_dqn.task import Task
+from async_dqn.player import BATCHED_ENVS, LOOPED_ENVS, Player
+from async_dqn.task import CONFIRMATION, SCREENING, Task
 
 
 class CueEnv(gymnasium.Env):
@@ -77,65 +78,58 @@ def make_player(env: str | Callable = CueEnv, **settings: Any) -> Player:
     return Player(task, network)
 
 
-def last(player: Player, episodes: int, *key: int) -> list[tuple[float, int]]:
-    scores: list[tuple[float, int]] = []
-    for scores in player.play(episodes, *key):
+def scores(player: Player, first: int | None = None) -> list[tuple[float, int]]:
+    """Return and length of all confirming episodes, or of those from `first` on."""
+    first, crew = player.screening if first is None else first, Crew(player)
+    crew.begin(first)
+    for _ in crew.play(player.total):
         pass
-    return scores
+    return [(one.score, one.length) for one in crew.results(first, player.total)]
 
 
 @torch.no_grad()
-def by_hand(
-    task: Task, net, episodes: int, *key: int, at_once: int, restart: bool = True
-) -> list[tuple[float, int]]:
-    """The same episodes one environment at a time, without batches or autoreset."""
-    count = min(episodes, at_once)
-    seeds = [seed % SEED_LIMIT for seed in task.seeds(count, *key)]
-    if task.info.batched:
-        drawn = np.random.SeedSequence(task.seeds(count, *key)).generate_state(1, np.uint32)[0]
-        seeds = [int(drawn) + b for b in range(count)]  # SyncVectorEnv counts up
+def by_hand(player: Player, net=None) -> list[tuple[float, int]]:
+    """The confirming episodes one environment at a time, without batches or autoreset."""
+    task, net = player.task, net or player.network.net
+    seeds = task.seeds(player.screening, SCREENING) + task.seeds(player.confirming, CONFIRMATION)
+    own = [seed % SEED_LIMIT for seed in seeds]
+    if task.info.batched:  # one generator for a whole batch; SyncVectorEnv counts up
+        groups = [seeds[k : k + BATCHED_ENVS] for k in range(0, len(seeds), BATCHED_ENVS)]
+        drawn = [np.random.SeedSequence(g).generate_state(1, np.uint32)[0] for g in groups]
+        own = [int(one) + b for one, group in zip(drawn, groups) for b in range(len(group))]
     finished = []
-    for b, seed in enumerate(seeds):
+    for seed in own[player.screening :]:
         env, state = CueEnv(), net.initial_state(1)
-        for episode in range(episodes // count + (b < episodes % count)):
-            obs, _ = env.reset(seed=None if episode else seed)
-            if restart:
-                state = net.initial_state(1)
-            score, length, over = 0.0, 0, False
-            while not over:
-                output, state = net(torch.from_numpy(obs)[None], state)
-                action = int(output.q_values.argmax())
-                obs, reward, terminated, truncated, _ = env.step(action)
-                score, length, over = score + reward, length + 1, terminated or truncated
-            finished.append((score, length))
+        obs, _ = env.reset(seed=seed)
+        score, length, over = 0.0, 0, False
+        while not over:
+            output, state = net(torch.from_numpy(obs)[None], state)
+            action = int(output.q_values.argmax())
+            obs, reward, terminated, truncated, _ = env.step(action)
+            score, length, over = score + reward, length + 1, terminated or truncated
+        finished.append((score, length))
     return finished
 
 
 def assert_same_scores(one: list, other: list) -> None:
-    """Up to the order in which episodes ended; scores are spread out far beyond rounding."""
+    """In this order; scores are spread out far beyond rounding."""
     assert len(one) == len(other)
-    np.testing.assert_allclose(sorted(one), sorted(other), rtol=1e-6)
+    np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
-@pytest.mark.parametrize(("env", "at_once"), [(CueEnv, 20), ("Cue-v0", 100)])
+@pytest.mark.parametrize(("env", "at_once"), [(CueEnv, LOOPED_ENVS), ("Cue-v0", BATCHED_ENVS)])
 def test_scores_are_those_of_episodes_played_by_hand(env, at_once, recurrent) -> None:
-    player = make_player(env, recurrent=recurrent)
-    task, net = player.task, player.network.net
-    assert task.info.batched == (env == "Cue-v0")
-    episodes = at_once + at_once // 2 + 3  # some environments play two
-    scores = last(player, episodes, 1, 2)
-    expected = by_hand(task, net, episodes, 1, 2, at_once=at_once)
-    assert_same_scores(scores, expected)
-    if recurrent:  # a state carried into the next episode would show
-        carried = by_hand(task, net, episodes, 1, 2, at_once=at_once, restart=False)
-        assert np.abs(np.sort(carried, 0) - np.sort(expected, 0)).max() > 0.5
+    episodes = 2 * at_once + 3  # there are not so many environments
+    player = make_player(env, recurrent=recurrent, eval_episodes=episodes)
+    assert player.task.info.batched == (env == "Cue-v0")
+    assert_same_scores(scores(player), by_hand(player))
 
 
 def test_the_state_carries_the_cue_through_the_episode() -> None:
-    player = make_player(recurrent=True)
+    player = make_player(recurrent=True, eval_episodes=30)
     net = player.network.net
-    remembered = last(player, 30, 1)
+    remembered = scores(player)
 
     class Forgetful(torch.nn.Module):
         def initial_state(self, count):
@@ -146,35 +140,76 @@ def test_the_state_carries_the_cue_through_the_episode() -> None:
             return output, state
 
     player.network.net = Forgetful()
-    assert np.abs(np.sort(last(player, 30, 1), 0) - np.sort(remembered, 0)).max() > 0.5
+    assert np.abs(np.array(scores(player)) - remembered).max() > 0.5
+
+
+class Numbers:
+    """A source that gives these numbers, one for each environment at a time."""
+
+    def __init__(self, numbers: list[int]):
+        self.numbers = numbers
+
+    def take(self) -> int | None:
+        return self.numbers.pop(0) if self.numbers else None
+
+    def take_until(self, stop: int) -> None:
+        self.numbers = [number for number in self.numbers if number >= stop]
+
+
+@pytest.mark.parametrize("env", [CueEnv, "Cue-v0"])
+def test_an_episode_is_the_same_whoever_plays_it_and_beside_whichever_others(env) -> None:
+    player = make_player(env, eval_episodes=40, recurrent=True)
+    every = dict(enumerate(scores(player, 0)))
+    for numbers in ([7], [49, 3, 12], list(range(30, 50))):
+        played = [one for _, done in player.play(Numbers(list(numbers))) for one in done]
+        assert {one.number for one in played} >= set(numbers)
+        for one in played:
+            assert (one.score, one.length) == pytest.approx(every[one.number])
+
+
+def test_atari_games_have_their_own_seeds_and_random_actions() -> None:
+    pytest.importorskip("ale_py")
+    player = make_player("ALE/MsPacman-v5", network="nips", eval_episodes=4)
+    assert player.task.eval_epsilon > 0
+    every = dict(enumerate(scores(player, 0)))
+    assert len(set(every.values())) > 1
+    for numbers in ([4], [3, 1]):
+        played = [one for _, done in player.play(Numbers(numbers)) for one in done]
+        assert {one.number: (one.score, one.length) for one in played}.items() <= every.items()
+
+
+def test_only_what_still_plays_is_stepped() -> None:
+    player = make_player(eval_episodes=20)
+    steps = [stepped for stepped, _ in player.play(Numbers(list(range(20))))]
+    assert sum(steps) == sum(length for _, length in scores(player, 0)[:20])
+    assert steps[0] == 20 and steps == sorted(steps, reverse=True)
 
 
 # Faults
 
 
-def fragile(faults: dict, lengths: tuple = (4,)) -> Player:
+def fragile(faults: dict, lengths: tuple = (4,), **settings) -> Player:
     NotFiniteEnv.built.clear()
     env = functools.partial(NotFiniteEnv, faults=faults, lengths=lengths, rewards=(1.0, 2.0))
-    return make_player(env)
+    return make_player(env, **settings)
 
 
 def test_an_episode_whose_environment_breaks_is_played_again() -> None:
     # Instance 0 is the probe's, 1 to 20 play; 21 is built in the place of the first that breaks.
     faults = {2: ("nan-reward", 3), 4: ("inf-observation", 6), 21: ("none-reward", 4)}
-    player = fragile(faults, lengths=(4, 2))
-    scores = last(player, 45, 1)
+    player = fragile(faults, eval_episodes=45)
+    played = scores(player)
     assert len(NotFiniteEnv.built) == 24
-    # Of 20 environments 5 play long, short, long and 15 long, short.
-    assert sorted(scores) == [(3.0, 2)] * 20 + [(6.0, 4)] * 25
-    assert sorted(last(player, 45, 1)) == sorted(scores)
+    assert played == [(6.0, 4)] * 45
+    assert scores(player) == played
 
 
 def test_environments_that_break_all_the_time_end_the_game() -> None:
-    assert last(fragile({-1: ("nan-reward", 3)}), 10, 1) == []
+    assert scores(fragile({-1: ("nan-reward", 3)}, eval_episodes=10)) == []
     sound = dict.fromkeys(range(1, 6), ("", 0))
-    scores = last(fragile({-1: ("nan-reward", 3), **sound}), 45, 1)
-    # 15 break in every third step: more than 45 times by the twelfth, two episodes later.
-    assert scores == [(6.0, 4)] * 10
+    played = scores(fragile({-1: ("nan-reward", 3), **sound}, eval_episodes=45))
+    # 15 break in every third step: more than 55 times by the twelfth, two episodes later.
+    assert played == [(6.0, 4)] * 10
 
 
 def test_the_api_does_not_make_a_score_of_episodes_that_were_not_played() -> None:
@@ -195,7 +230,7 @@ def test_evaluation_is_without_noise(tmp_path) -> None:
     net = agent.network.net
     score = agent.evaluate(episodes=40)
     assert agent.evaluate(episodes=40) == score
-    expected = by_hand(agent.task, net, 40, 2, at_once=20)
+    expected = by_hand(Player(agent.task, agent.network, 40))
     assert score[0] == pytest.approx(np.mean([one for one, _ in expected]))
     # The run's own final evaluation saw the same, after a learner drew noise in this process.
     evaluations = (agent.run / "evaluations.csv").read_text().splitlines()
@@ -217,15 +252,15 @@ def test_evaluation_is_without_noise(tmp_path) -> None:
     ids=lambda s: "-".join(map(str, s.values())),
 )
 def test_evaluation_is_greedy_whatever_explores(settings) -> None:
-    player = make_player(**settings)
-    task, net = player.task, player.network.net
+    player = make_player(eval_episodes=30, **settings)
+    net = player.network.net
     if settings.get("algorithm") == "a3c":  # an even policy, whose mode is still one action
         for name, parameter in net.named_parameters():
             if name.startswith("head"):
                 parameter.data.mul_(0.001)
-    expected = by_hand(task, net, 30, 1, at_once=20)
-    assert_same_scores(last(player, 30, 1), expected)
-    assert last(player, 30, 1) == last(player, 30, 1)
+    expected = by_hand(player)
+    assert_same_scores(scores(player), expected)
+    assert scores(player) == scores(player)
 
 
 def make_evaluator(**settings: Any) -> tuple[Evaluator, ParameterStore]:

@@ -15,20 +15,20 @@ FAMILIES = {"algorithms", "peers", "bench"}
 FLOORS = (
     # stand alone
     "settings cores returns exploration leases rollout optimizers memory child durable"
-    " progress layers noisy sum_tree statistics document versions scaling",
+    " progress layers noisy sum_tree statistics document versions scaling sequential",
     "method combinations parameters metrics replay clock processes",
     "sections synchronous heartbeats",
     "config",
     # what the settings mean
     "architecture spaces env_spec options presets signals run_folder checkpoint_format results",
-    "actions loop_env pool_env comparisons contenders",
+    "actions loop_env pool_env single_game comparisons contenders",
     "heads torsos env_batch checkpoint recorder figures jobs",
-    "networks resume report speedup",
+    "networks resume report speedup loop_batch",
     "algorithms envs task",
     # acting and learning
     "collector player preflight",
-    "evaluator learner",
-    "pipeline reports calibration",
+    "crew learner",
+    "evaluator pipeline reports calibration",
     "run worker",
     "divergence",
     # the modes

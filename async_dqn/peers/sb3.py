@@ -17,6 +17,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
+from async_dqn.crew import Crew
 from async_dqn.env_batch import SEED_LIMIT
 from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.heads import QOutput
@@ -112,7 +113,7 @@ class PeerEvaluator(Evaluator):
     def __init__(self, task: Task, model: DQN) -> None:
         self.task, self.store = task, FrozenModel(model)
         self.network = self.store
-        self.player = Player(task, self.network)
+        self.crew = Crew(Player(task, self.network))
         self.best = -math.inf
 
 
