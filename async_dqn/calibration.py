@@ -8,18 +8,22 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
-from async_dqn.clock import Times
+from async_dqn.clock import LOST_SHARE, Times
+from async_dqn.crew import Crew
 from async_dqn.learner import Learner
 from async_dqn.memory import SharedBlock
 from async_dqn.parameters import FlatNetwork, ParameterStore
+from async_dqn.player import Player
 from async_dqn.rollout import Rollout
 from async_dqn.task import Task
 
 WARM_UP_S, MEASURE_S = 0.5, 1.5
 LEAST_UPDATES, BLOCKS = 10, 20
+FEW, MANY, PLAYED_STEPS = 2, 100, 50  # episodes at most; vector steps that are timed
 COPIES, COPIED_BYTES = 5, 64_000_000  # more than caches hold
 NORMAL_QUARTILES = 1.349  # between the quartiles of a normal distribution, in standard deviations
 
@@ -88,13 +92,35 @@ def measure(task: Task, seconds: float = MEASURE_S) -> Times:
                 learner.clear()
     finally:
         learner.envs.close()
+    play_s, play_row_s = _playing(task, network)
     updates = learner.spent.pop("update_s")
     low, middle, high = np.quantile(updates, (0.25, 0.5, 0.75))
     return Times(
         **{part: typical(spent) for part, spent in learner.spent.items()},
         variation=float((high - low) / NORMAL_QUARTILES / middle),
         bandwidth=copy_bandwidth(),
+        play_s=play_s,
+        play_row_s=play_row_s,
+        lost_share=LOST_SHARE,
     )
+
+
+def _playing(task: Task, network: FlatNetwork) -> tuple[float, float]:
+    """Seconds of one step of any number of evaluation environments, and of each of them."""
+    means = []
+    for episodes in FEW, MANY:
+        crew = Crew(Player(task, network, episodes))
+        crew.begin(crew.player.screening)
+        since, spent = time.perf_counter(), []
+        for stepped in islice(crew.play(crew.player.total), PLAYED_STEPS):
+            now = time.perf_counter()
+            spent.append((stepped, now - since))
+            since = now
+        rows, seconds = zip(*spent[1:])
+        means.append((np.mean(rows), typical(seconds)))
+    (few, low), (many, high) = means
+    each = max(0.0, (high - low) / (many - few))
+    return max(0.0, low - few * each), each
 
 
 def typical(seconds: Sequence[float]) -> float:

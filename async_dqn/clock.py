@@ -3,7 +3,8 @@
 The model of contention: N workers have N cores, and only shared memory makes one wait for another.
 Every pull (of theta) and every push (theta and shared optimiser state, read and written) takes up
 the memory for bytes / bandwidth seconds, first come, first served, but never for longer than the
-transfer lasts alone. It is done when its time alone has passed and memory has served it.
+transfer lasts alone. It is done when its time alone has passed and memory has served it. Pushes
+that overlap overwrite each other here and there. Evaluations have cores of their own.
 """
 
 import json
@@ -16,11 +17,17 @@ from async_dqn.settings import NOT_NEGATIVE, POSITIVE, UserError, refuse
 
 TARGET_DELAY_S = 0.001  # the evaluator sleeps 0.5 ms and more between two looks at the step count
 MAX_BYTES = 100_000
+# Of what a push changes, for each other push beside it: 0.0003 to 0.0011 were measured
+# (benchmarks/results/lost_updates.md).
+LOST_SHARE = 0.001
 ABOVE_ZERO = ("step_s", "bandwidth")
+ADDED = ("play_s", "play_row_s", "lost_share")
 MODEL = (
     "N workers on N cores; a pull or push takes up shared memory for bytes / bandwidth seconds "
-    "(at most its time alone), first come, first served; computing times vary log-normally; the "
-    "target network is published target_delay_s after its boundary; evaluations take no time"
+    "(at most its time alone), first come, first served; computing times vary log-normally; each "
+    "push that overlaps another overwrites the share lost_share of it; the target network is "
+    "published target_delay_s after its boundary; the evaluator, on cores of its own, takes "
+    "play_s + n * play_row_s for a step of n environments"
 )
 
 
@@ -35,13 +42,21 @@ class Times:
     variation: float  # standard deviation of the computing time, as a share of its mean
     bandwidth: float  # of shared memory, bytes per second
     target_delay_s: float = TARGET_DELAY_S
+    play_s: float = 0.0  # one step of the environments of an evaluation, and ...
+    play_row_s: float = 0.0  # ... as much again for each of them
+    lost_share: float = 0.0  # of a push, for each other that overlaps; not seconds
 
     @classmethod
     def read(cls, path: str) -> Self:
-        """Times from the simulation.json of a run. Raises UserError."""
+        """Times from the simulation.json of a run. Raises UserError.
+
+        An older one has no times of evaluations: they took none.
+        """
         try:
             with open(path, "rb") as file:
                 times = json.loads(file.read(MAX_BYTES))["times"]
+            older = {field.name: field.default for field in fields(cls) if field.name in ADDED}
+            times = {**older, **times}
             return cls(**{field.name: _number(times, field.name, path) for field in fields(cls)})
         except OSError as error:
             reason = error.strerror or str(error)

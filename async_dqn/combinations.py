@@ -114,8 +114,12 @@ RULES = (
         "--simulate-workers takes turns in one process on a virtual clock; add --mode serial",
     ),
     Rule(
-        lambda c: c.parallel.simulate_times is not None and c.parallel.simulate_workers is None,
-        "--simulate-times are those of simulated workers; add --simulate-workers or drop it",
+        lambda c: (
+            c.parallel.simulate_workers is None
+            and (c.parallel.simulate_times is not None or c.parallel.simulate_startup)
+        ),
+        "--simulate-times and --simulate-startup are those of simulated workers; add "
+        "--simulate-workers or drop them",
     ),
     Rule(
         lambda c: (

@@ -120,9 +120,14 @@ class Evaluator:
         return float(self.store.slot[CPU_NS]) / 1e9 - self._startup
 
     @property
+    def all_spent(self) -> float:
+        """CPU seconds of all children."""
+        return self.store.total(CPU_NS) / 1e9
+
+    @property
     def allowed(self) -> float:
-        """CPU seconds that they may have taken by now."""
-        total = self.store.total(CPU_NS) / 1e9
+        """CPU seconds that evaluations may have taken by now."""
+        total = self.all_spent
         if self.threshold < math.inf:
             return CPU_SHARE_TO_THRESHOLD * total + CPU_SECONDS
         return max(CPU_SHARE / 2 * total + CPU_SECONDS, CPU_SHARE * (total - SHORT_CPU_SECONDS))

@@ -21,6 +21,7 @@ from async_dqn.settings import (
     COUNT_OR_NONE,
     FINITE_OR_NONE,
     FROM_TWO,
+    NOT_NEGATIVE,
     POSITIVE,
     SEED,
     Range,
@@ -135,6 +136,12 @@ class ParallelConfig(Section):
         None,
         "simulation.json of an earlier run, whose times to take",
         default_words="measured at the start",
+    )
+    simulate_startup: float = setting(
+        0.0,
+        "from the start of simulated workers' run to their first step",
+        unit="simulated seconds",
+        within=NOT_NEGATIVE,
     )
 
     @property

@@ -23,7 +23,7 @@ from async_dqn.signals import STOPPING, StopSignals
 class SerialTrainer:
     """Runs one training run in this process; `run()` returns the exit code."""
 
-    learner_kind = Learner
+    learner_kind, store_kind, evaluator_kind = Learner, ParameterStore, Evaluator
 
     def __init__(self, run: Run):
         self.run_, self.store = run, run.store
@@ -32,10 +32,10 @@ class SerialTrainer:
         self.sync_steps = config.optimizer.target_sync_steps
         self.eval_every = config.evaluation.eval_every
         self.learners = [
-            self.learner_kind(run.task, ParameterStore(run.block, run.task.optimizer(), w), w)
+            self.learner_kind(run.task, self.store_kind(run.block, run.task.optimizer(), w), w)
             for w in range(config.parallel.workers)
         ]
-        self.evaluator = Evaluator(run.task, run.store, run.best)
+        self.evaluator = self.evaluator_kind(run.task, run.store, run.best)
         if self.learners[0].shard is not None:
             self._restore_replay(run.stored_replay)
             run.replay_arrays = self._replay_arrays
@@ -108,12 +108,16 @@ class SerialTrainer:
                 learner.shard.restore(own)
 
     def _evaluate(self, final: bool = False) -> None:
-        evaluation = _exhaust(self.evaluator.evaluate(final))
+        evaluation = self._scored(final)
         if evaluation is not None:
             self.run_.add_evaluation(evaluation)
 
+    def _scored(self, final: bool) -> Evaluation | None:
+        return exhaust(self.evaluator.evaluate(final))
 
-def _exhaust(steps: Generator[int, None, Evaluation | None]) -> Evaluation | None:
+
+def exhaust(steps: Generator[int, None, Evaluation | None]) -> Evaluation | None:
+    """What an evaluation comes to, without a pause."""
     while True:
         try:
             next(steps)

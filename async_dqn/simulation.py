@@ -3,31 +3,35 @@
 A discrete-event simulation that really learns: every pull, step, push and copy of the target
 network happens in the order of its virtual time, on the one shared block. What lies between is
 computed at once and takes the time that was measured on this machine (`clock` has the model).
-Evaluations are a virtual core's own and take no time; start-up does not count.
+So does an evaluation, on cores of its own: the score counts when it would be there.
 """
 
 import heapq
 import json
 from collections import deque
+from collections.abc import Generator
 from dataclasses import asdict
 
+import numpy as np
 import torch
 
 from async_dqn.calibration import measure
 from async_dqn.clock import MODEL, SharedMemory, Times, VirtualClock, spread
 from async_dqn.durable import replace_file
+from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.learner import Learner
-from async_dqn.parameters import STEPS
+from async_dqn.parameters import STEPS, ParameterStore
 from async_dqn.reports import REPORT_SECONDS
 from async_dqn.rollout import Rollout
 from async_dqn.run import Run
-from async_dqn.serial import SerialTrainer
+from async_dqn.serial import SerialTrainer, exhaust
 from async_dqn.task import Task
 
 # What happens at a virtual moment; at the same moment in this order, then by worker.
-STEP, READY, PUSH, TARGET, PULL = range(5)
-NOBODY = -1  # the keeper of the target network
-JITTER = 1000  # a branch of the run's seed, far from those of `task`
+SCORE, STEP, READY, PUSH, TARGET, PULL = range(6)
+NOBODY = -1  # the evaluator
+JITTER, LOSSES = 1000, 1001  # branches of the run's seed, far from those of `task`
+LINE = 16  # floats that are lost together
 
 
 class SimulatedLearner(Learner):
@@ -57,10 +61,65 @@ class SimulatedLearner(Learner):
         return super()._gradient(rollout)
 
 
+class LossyStore(ParameterStore):
+    """A store in which others that push at the same time overwrite a part of a push."""
+
+    lost = 0.0  # share of the next push
+
+    def attach(self, generator: np.random.Generator) -> None:
+        """Draw what is lost from `generator`."""
+        self._generator = generator
+        shared = self.state if len(self.states) == 1 else []
+        self._lines = [vector.view(-1, LINE) for vector in (self.theta, *shared)]
+
+    def push(self, *arguments, **options) -> int:
+        """As any store's, but that some cache lines keep what they held."""
+        count = self._generator.binomial(len(self._lines[0]), self.lost) if self.lost else 0
+        lost = torch.from_numpy(self._generator.choice(len(self._lines[0]), count, replace=False))
+        kept = [lines[lost] for lines in self._lines]
+        staleness = super().push(*arguments, **options)
+        for lines, before in zip(self._lines, kept):
+            lines[lost] = before
+        return staleness
+
+
+class SimulatedEvaluator(Evaluator):
+    """An evaluator that adds up what its episodes take in virtual time, and in CPU time."""
+
+    def __init__(self, task: Task, store: ParameterStore, best: float | None):
+        super().__init__(task, store, best)
+        self.taken_s = self._cpu_s = 0.0
+
+    def attach(self, times: Times, clock: VirtualClock) -> None:
+        """Take this long, and count by this clock."""
+        self._times, self._clock = times, clock
+
+    def evaluate(self, final: bool = False) -> Generator[int, None, Evaluation | None]:
+        """As any evaluator's."""
+        self.taken_s, steps = 0.0, super().evaluate(final)
+        while True:
+            try:
+                stepped = next(steps)
+            except StopIteration as end:
+                return end.value
+            cost = self._times.play_s + stepped * self._times.play_row_s
+            self._cpu_s += cost
+            self.taken_s += cost
+            yield stepped
+
+    @property
+    def spent(self) -> float:
+        return self._cpu_s
+
+    @property
+    def all_spent(self) -> float:
+        return self.task.config.parallel.workers * self._clock.now + self._cpu_s
+
+
 class SimulationTrainer(SerialTrainer):
     """Runs one training run of `--simulate-workers` workers; `run()` returns the exit code."""
 
-    learner_kind = SimulatedLearner
+    learner_kind, store_kind, evaluator_kind = SimulatedLearner, LossyStore, SimulatedEvaluator
 
     def __init__(self, run: Run):
         torch.set_num_threads(1)
@@ -76,8 +135,18 @@ class SimulationTrainer(SerialTrainer):
         self.events: list[tuple[float, int, int]] = []
         self.taken = 0  # of the budget, counted or not yet
         self.synced, self.sync_is_coming = 0, False
+        self.pushing: dict[int, int] = {}  # worker: how many others push meanwhile
+        self.evaluated = 0  # the last boundary, in units of --eval-every
+        self.score: Evaluation | None = None  # that is coming
+        self.is_evaluating = False
+        self.evaluator.attach(self.times, self.clock)
         self._jitter = run.task.generator(JITTER)
-        self._handlers = (self._count, self._ready, self._push, self._publish, self._pull)
+        losses = run.task.generator(LOSSES)
+        for learner in self.learners:
+            learner.store.attach(losses)
+        self.clock.now += parallel.simulate_startup
+        learning = (self._count, self._ready, self._push, self._publish, self._pull)
+        self._handlers = (self._end_evaluation, *learning)
         # As many rows for as many steps as one real worker would write.
         run.reporter.interval_s = REPORT_SECONDS / parallel.workers
 
@@ -109,7 +178,7 @@ class SimulationTrainer(SerialTrainer):
     def _reset(self) -> None:
         super()._reset()
         for worker in range(len(self.learners)):
-            self._plan(0.0, PULL, worker)
+            self._plan(self.clock.now, PULL, worker)
 
     def _over(self) -> bool:
         # A copy of the target network that would come after the last push is of no use.
@@ -146,24 +215,28 @@ class SimulationTrainer(SerialTrainer):
 
     def _count(self, worker: int) -> None:
         """One vector step was taken; see what has come due."""
-        learner, before = self.learners[worker], self.store.steps
+        learner = self.learners[worker]
         learner.slot[STEPS] += learner.uncounted.popleft()
         steps = self.store.steps
         if self.sync_steps and steps // self.sync_steps > self.synced and not self.sync_is_coming:
             self.sync_is_coming = True
             self._plan(self.clock.now + self.times.target_delay_s, TARGET, NOBODY)
-        if before // self.eval_every < steps // self.eval_every and steps < self.budget:
-            self._evaluate()
+        self._look()
 
     def _ready(self, worker: int) -> None:
         """The gradient is there: its transfer begins."""
         moment = self.clock.now
         if self.learners[worker].has_gradient:
             moment = self.memory.transfer(moment, self.times.push_s, self.push_bytes)
+            for other in self.pushing:
+                self.pushing[other] += 1
+            self.pushing[worker] = len(self.pushing)
         self._plan(moment, PUSH, worker)
 
     def _push(self, worker: int) -> None:
         learner = self.learners[worker]
+        others = self.pushing.pop(worker, 0)
+        learner.store.lost = 1 - (1 - self.times.lost_share) ** others
         if learner.go_on():  # another update on the same rollout
             self._spend(worker)
         else:
@@ -177,3 +250,25 @@ class SimulationTrainer(SerialTrainer):
         self.sync_is_coming = False
         if self.store.sync_target(steps):
             self.synced = steps // self.sync_steps
+
+    # The evaluator
+
+    def _look(self) -> None:
+        """Begin an evaluation if one is due, and the last one is done and paid for."""
+        steps = self.store.steps
+        due = steps // self.eval_every > self.evaluated and steps < self.budget
+        if due and not self.is_evaluating and self.evaluator.affordable():
+            self.evaluated = steps // self.eval_every
+            self.is_evaluating, self.score = True, exhaust(self.evaluator.evaluate())
+            self._plan(self.clock.now + self.evaluator.taken_s, SCORE, NOBODY)
+
+    def _end_evaluation(self, worker: int) -> None:
+        self.is_evaluating = False
+        if self.score is not None:
+            self.run_.add_evaluation(self.score)
+        self._look()
+
+    def _scored(self, final: bool) -> Evaluation | None:
+        evaluation = super()._scored(final)
+        self.clock.now += self.evaluator.taken_s
+        return evaluation

@@ -223,12 +223,56 @@ def test_times_are_those_of_the_virtual_clock(simulate, capsys):
     assert f"after {out['wall_s']:.3g} simulated s and" in said
 
 
+def test_a_score_is_late_by_what_its_episodes_take(simulate):
+    """Two workers take 20 steps a second; the evaluator plays on while they do."""
+    goal = {"eval_every": 500, "stop_at_return": 5.0, "eval_episodes": 20}
+    for play_s, play_row_s in ((0.5, 0.0), (0.0, 0.1)):
+        run = simulate(2, 4000, {"play_s": play_s, "play_row_s": play_row_s}, **goal)
+        out, (row,) = result(run), table(run, "evaluations.csv")
+        played = out["seconds_to_threshold"] - out["steps_to_threshold"] / 20
+        # All episodes at once: as many steps as the longest has, 30 environments at first.
+        assert played > 10 * (play_s + 10 * play_row_s)
+        assert float(row["wall_s"]) == pytest.approx(out["seconds_to_threshold"], abs=0.001)
+        assert out["steps"] == pytest.approx(20 * out["wall_s"], rel=0.1)
+        assert out["steps"] > out["steps_to_threshold"] + 20 * played / 2
+
+
+def test_what_evaluations_may_take_is_a_share_of_virtual_time(simulate):
+    """A second and a hundredth of the CPU time; boundaries that pass meanwhile are skipped."""
+    often = {"eval_every": 100, "eval_episodes": 2}
+    free = table(simulate(2, 3000, **often), "evaluations.csv")
+    dear = table(simulate(2, 3000, {"play_s": 1.0}, **often), "evaluations.csv")
+    assert len(free) == 30
+    assert 2 <= len(dear) < 10
+
+
+def test_pushes_that_overlap_lose_their_share(simulate):
+    """Two workers in step always overlap, but for the last push; one never does."""
+    in_step = {"variation": 0.0, "lost_share": 1.0}
+    waiting = simulate(2, 10, in_step, replay="uniform", replay_start=10**6)  # learns nothing
+    before, moved = saved(waiting).tensors["model"], {}
+    for workers in (1, 2):
+        run = simulate(workers, 600, in_step, lr=0.01)
+        assert result(run)["updates"] > 20
+        after = saved(run).tensors["model"]
+        moved[workers] = max(np.abs(after[name] - before[name]).max() for name in before)
+    assert moved[1] > 0.05 > 0.02 > moved[2]
+
+
+def test_start_up_can_count(simulate):
+    without, later = (simulate(2, 300, simulate_startup=seconds) for seconds in (0.0, 7.5))
+    assert_same_tensors(without, later)
+    assert result(later)["wall_s"] == pytest.approx(result(without)["wall_s"] + 7.5)
+
+
 def test_measuring_finds_times_of_every_part_and_touches_nothing_else():
     config, _ = resolve(SMALL | {"workers": 2, "replay": "uniform"})
     spec = EnvSpec("CartPole-v1")
     info = envs.probe(spec)
     times = measure(Task(config, spec, info, choose(config, info)), seconds=0.05)
-    assert all(0 < value < math.inf for value in vars(times).values())
+    found = vars(times)
+    assert found.pop("play_row_s") >= 0  # next to nothing where all are stepped as one
+    assert all(0 < value < math.inf for value in found.values())
     assert times.bandwidth > 1e6
 
 
