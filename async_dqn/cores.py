@@ -1,7 +1,14 @@
-"""What this machine's CPU offers: usable cores, instructions for bfloat16."""
+"""What this machine's CPU offers, cores and instructions, and how many processes evaluate on it."""
 
 import os
 from pathlib import Path
+
+MOST_EVALUATING = 16  # processes
+
+
+def evaluation_processes(workers: int, cores: int) -> int:
+    """How many processes evaluate beside `workers`: on the idle cores, and a tenth of those."""
+    return min(MOST_EVALUATING, max(1, cores - workers, round(workers / 10)))
 
 
 def usable_cores(root: Path = Path("/")) -> int:

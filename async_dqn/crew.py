@@ -1,46 +1,78 @@
 """The crew: who plays the episodes of an evaluation.
 
-Numbers are handed out in their order; the results are kept by number, so that it does not matter
-who plays what, nor who finishes first.
+Numbers are handed out in their order, to this process and to players in others; the results are
+kept by number, so that it does not matter who plays what, nor who finishes first.
 """
 
+import os
+import time
 from collections.abc import Iterator
 
-from async_dqn.player import Played, Player, TooManyBreaks
+import torch
+
+from async_dqn.child import RecordPipe, enter_child, report_failure
+from async_dqn.parameters import (
+    CPU_NS,
+    EVALUATING,
+    EVALUATOR_ORDER,
+    HEARTBEAT_NS,
+    INCARNATION,
+    KEPT_UP,
+    PHASE,
+    PID,
+    QUIT,
+    STARTING,
+    STARTUP_NS,
+    WAITING,
+    FlatNetwork,
+    ParameterStore,
+)
+from async_dqn.player import Player, TooManyBreaks
+from async_dqn.seats import UNPLAYABLE, OwnSeats, Played, Seats
+from async_dqn.task import ChildStart
+
+LEAST_SHARE = 5  # episodes a process plays together: one by one they take twice the CPU time
+PAUSE_S, LONG_PAUSE_S = 0.001, 0.01  # of a player without an episode, without an evaluation
 
 
 class Crew:
-    """Plays the episodes of one evaluation after another."""
+    """Plays the episodes of one evaluation after another; `seats` are those of other players."""
 
-    def __init__(self, player: Player):
-        self.player = player
-        self.begin()
+    def __init__(self, player: Player, seats: Seats | None = None):
+        self.player, self._seats = player, seats
 
-    def begin(self, first: int = 0) -> None:
-        """A new evaluation, from this episode on."""
-        self._first = self._next = self._whole = first
-        self._end = first
+    def begin(self, first: int = 0, sequence: int = 0, hurry: bool = False) -> None:
+        """A new evaluation, of this snapshot, from this episode on.
+
+        In a `hurry` players get as few episodes each as there are.
+        """
+        self._first = self._next = self._whole = self._end = first
+        self._least_share = 1 if hurry else LEAST_SHARE
         self._results: dict[int, Played] = {}
+        self._own: set[int] = set()  # what this process plays
         self._playing: Iterator[tuple[int, list[Played]]] | None = None
+        self._broken = False
+        if self._seats is not None:
+            self._seats.begin(sequence)
+
+    def end(self) -> None:
+        """The evaluation is over; nobody need finish what is being played."""
+        self._playing = None
+        if self._seats is not None:
+            self._seats.begin(0)
 
     def play(self, end: int) -> Iterator[int]:
         """Play all episodes below `end`; yields how many environments were stepped each time.
 
-        Stops early where environments break all the time.
+        That is 0 where only others play. Stops early where environments break all the time.
         """
-        self._end = end
+        self._first, self._end = self._next, end
         while self._whole < end:
-            if self._playing is None:
-                self._playing = self.player.play(self)
-            try:
-                stepped, finished = next(self._playing)
-            except StopIteration:
-                self._playing = None
-                continue
-            except TooManyBreaks:
-                self._playing = None
+            if self._seats is not None:
+                self._exchange(self._seats)
+            stepped = self._step()
+            if self._broken:
                 return
-            self._note(finished)
             yield stepped
 
     def results(self, first: int, end: int) -> list[Played]:
@@ -53,17 +85,117 @@ class Crew:
 
     def take(self) -> int | None:
         """See `player.Source`."""
-        if self._next >= self._end:
-            return None
-        self._next += 1
-        return self._next - 1
+        if self._next < self._end and len(self._own) < self._share:
+            self._own.add(self._next)
+            self._next += 1
+            return self._next - 1
+        if self._next == self._end and self._seats is not None and self._seats.waiting:
+            for number in self._seats.abandoned():
+                if number not in self._own and number not in self._results:
+                    self._own.add(number)
+                    return number
+        return None
 
     def take_until(self, stop: int) -> None:
         """See `player.Source`."""
         self._next = max(self._next, stop)
 
+    @property
+    def _share(self) -> int:
+        """How many episodes one process may play at once."""
+        processes = 1 if self._seats is None else 1 + int(self._seats.present.sum())
+        even = -(-(self._end - self._first) // processes)
+        return min(self.player.rows, max(self._least_share, even))
+
+    def _step(self) -> int:
+        """One vector step of the episodes that this process plays; how many."""
+        if self._playing is None:
+            self._playing = self.player.play(self)
+        try:
+            stepped, finished = next(self._playing)
+        except StopIteration:
+            self._playing = None
+            return 0
+        except TooManyBreaks:
+            self._broken = True
+            return 0
+        self._own.difference_update(played.number for played in finished)
+        self._note(finished)
+        return stepped
+
+    def _exchange(self, seats: Seats) -> None:
+        """Take the results of the others; give them what is next."""
+        self._note(list(seats.collect()))
+        share = self._share
+        while self._next < self._end and (place := seats.most_free(share)) is not None:
+            seats.give(place, self._next)
+            self._next += 1
+
     def _note(self, finished: list[Played]) -> None:
         for played in finished:
+            self._broken |= played.length == UNPLAYABLE
             self._results.setdefault(played.number, played)
         while self._whole in self._results:
             self._whole += 1
+
+
+def run_player(start: ChildStart) -> None:
+    """Entry point of a player process."""
+    enter_child(start.title, start.lifeline, start.log)
+    pipe = RecordPipe(start.pipe)
+    report_failure(lambda: PlayerLoop(start).run(), pipe)
+
+
+class PlayerLoop:
+    """Plays what the evaluator orders, until the trainer tells the evaluator to quit."""
+
+    def __init__(self, start: ChildStart):
+        torch.set_num_threads(1)
+        self.store = ParameterStore(start.block, start.task.optimizer(), start.index)
+        self.slot, self._cpu_before = self.store.slot, int(self.store.slot[CPU_NS])
+        self.slot[PID], self.slot[INCARNATION] = os.getpid(), start.incarnation
+        self.slot[PHASE] = STARTING
+        players = len(start.block["seats"])
+        self.seats = OwnSeats(self.store, start.index - (len(self.store.slots) - 1 - players))
+        self.network = FlatNetwork(start.task.network(), gradient=False)
+        self.player, self._loaded = Player(start.task, self.network), 0
+        self.player.prepare()
+        self.slot[STARTUP_NS] += time.process_time_ns()
+
+    def run(self) -> None:
+        """Look for orders."""
+        while not self._leaving:
+            self._beat(WAITING)
+            wanted = self.seats.wanted
+            if wanted and self._load(wanted):
+                self._play(wanted)
+            time.sleep(PAUSE_S if wanted else LONG_PAUSE_S)
+
+    @property
+    def _leaving(self) -> bool:
+        return self.store.control[EVALUATOR_ORDER] == QUIT
+
+    def _load(self, sequence: int) -> bool:
+        """Have the parameters of this snapshot; False if they cannot be had (any more)."""
+        if self._loaded != sequence:
+            read = self.store.snapshot.read(self.network.vector)
+            self._loaded = 0 if read is None else read[0]
+        return self._loaded == sequence
+
+    def _play(self, sequence: int) -> None:
+        """Play what is ordered now and while that is going on."""
+        self.seats.begin(sequence)
+        try:
+            for _, finished in self.player.play(self.seats):
+                self._beat(EVALUATING)
+                for played in finished:
+                    self.seats.put(played)
+                    self.slot[KEPT_UP] = self.store.steps
+                if self.seats.wanted != sequence or self._leaving:
+                    return
+        except TooManyBreaks:
+            self.seats.give_up()
+
+    def _beat(self, phase: int) -> None:
+        self.slot[PHASE], self.slot[HEARTBEAT_NS] = phase, time.monotonic_ns()
+        self.slot[CPU_NS] = self._cpu_before + time.process_time_ns()

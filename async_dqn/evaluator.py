@@ -2,8 +2,7 @@
 
 Both jobs are steps of generators, so that a target boundary is never missed because of a long
 evaluation. Ten screening episodes, or half of `--eval-episodes` if that is less; if they reach the
-threshold or beat the best score so far, the full number of episodes on other seeds decides,
-given up as soon as a sequential test says that they will not.
+threshold or beat the best score so far, the full number on other seeds decides (`sequential`).
 """
 
 import math
@@ -28,13 +27,16 @@ from async_dqn.parameters import (
     KEPT_UP,
     PHASE,
     PID,
+    PLAYING,
     QUIT,
     RUN,
+    STARTUP_NS,
     WAITING,
     FlatNetwork,
     ParameterStore,
 )
-from async_dqn.player import Played, Player
+from async_dqn.player import Player
+from async_dqn.seats import Played, Seats
 from async_dqn.sequential import falls_short
 from async_dqn.task import ChildStart, Task
 
@@ -68,9 +70,10 @@ class Evaluator:
     def __init__(self, task: Task, store: ParameterStore, best: float | None):
         self.task, self.store = task, store
         self.network = FlatNetwork(task.network(), gradient=False)
-        self.crew = Crew(Player(task, self.network))
+        seats = Seats(store) if len(store.block["seats"]) else None
+        self.crew = Crew(Player(task, self.network), seats)
         self.best = -math.inf if best is None else best
-        self._startup = time.process_time()  # imports are no evaluation
+        self._slots = store.slots[task.config.parallel.workers : -1]  # of all who evaluate
 
     def evaluate(self, final: bool = False) -> Generator[int, None, Evaluation | None]:
         """Snapshot theta and score it, one vector step per `next`.
@@ -82,8 +85,17 @@ class Evaluator:
             return None
         stamp = self.store.snapshot.read(self.network.vector)
         assert stamp is not None  # this process alone publishes
+        self.crew.begin(self.crew.player.screening if final else 0, stamp[0], hurry=final)
+        try:
+            return (yield from self._score(stamp, final))
+        finally:
+            self.crew.end()
+
+    def _score(
+        self, stamp: tuple[int, int], final: bool
+    ) -> Generator[int, None, Evaluation | None]:
+        """Screen and confirm the snapshot; the latter only if it is the `final` one."""
         player, screened, goal = self.crew.player, [], -math.inf
-        self.crew.begin(player.screening if final else 0)
         if not final:
             before = self.spent
             yield from self.crew.play(player.screening)
@@ -116,8 +128,8 @@ class Evaluator:
 
     @property
     def spent(self) -> float:
-        """CPU seconds of all evaluations."""
-        return float(self.store.slot[CPU_NS]) / 1e9 - self._startup
+        """CPU seconds of all evaluations, in all processes; starting those is none."""
+        return float((self._slots[:, CPU_NS] - self._slots[:, STARTUP_NS]).sum()) / 1e9
 
     @property
     def all_spent(self) -> float:
@@ -169,11 +181,8 @@ def _mean(played: Sequence[Played]) -> float:
     return float(np.mean([one.score for one in played]))
 
 
-def _summary(
-    stamp: tuple[int, int], played: Sequence[Played], confirmed: bool, final: bool = False
-) -> Evaluation:
-    values = np.array([one.score for one in played])
-    lengths = np.array([one.length for one in played])
+def _summary(stamp: tuple[int, int], played: Sequence[Played], **flags: bool) -> Evaluation:
+    values, lengths = np.array([(one.score, one.length) for one in played]).T
     return Evaluation(
         step=stamp[1],
         sequence=stamp[0],
@@ -183,8 +192,7 @@ def _summary(
         min=float(values.min()),
         max=float(values.max()),
         mean_length=float(lengths.mean()),
-        confirmed=confirmed,
-        final=final,
+        **flags,
     )
 
 
@@ -200,13 +208,14 @@ class EvaluatorLoop:
 
     def __init__(self, start: ChildStart, pipe: RecordPipe, best: float | None):
         torch.set_num_threads(1)
-        config = start.task.config
-        self.pipe = pipe
+        config, self.pipe = start.task.config, pipe
         self.store = ParameterStore(start.block, start.task.optimizer(), start.index)
         self.slot = self.store.slot
         self.slot[PID], self.slot[INCARNATION] = os.getpid(), start.incarnation
         self._cpu_before = int(self.slot[CPU_NS])
         self.evaluator = Evaluator(start.task, self.store, best)
+        self.slot[PLAYING] = 0
+        self.slot[STARTUP_NS] += time.process_time_ns()
         together = config.parallel.mode == "sync"  # then the workers keep the target themselves
         self.sync_steps = None if together else config.optimizer.target_sync_steps
         self.eval_every = config.evaluation.eval_every
@@ -263,9 +272,8 @@ class EvaluatorLoop:
             return False
         step = self.store.steps
         quotient = self._quotient(step, self.eval_every)
-        if quotient <= self.evaluated or step >= self.budget:  # the end has its own evaluation
-            return False
-        if not self.evaluator.affordable():
+        over = step >= self.budget  # the end has its own evaluation
+        if quotient <= self.evaluated or over or not self.evaluator.affordable():
             return False
         self.evaluated = quotient
         return True
@@ -273,7 +281,8 @@ class EvaluatorLoop:
     def _advance(self, running: Generator[int, None, Evaluation | None]):
         """Take one step; send the result when there is one."""
         try:
-            next(running)
+            if not next(running):  # only others are playing
+                time.sleep(0.001)
             return running
         except StopIteration as stop:
             if stop.value is not None:

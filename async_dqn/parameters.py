@@ -21,7 +21,9 @@ from async_dqn.optimizers import Optimizer
 STEPS, UPDATES, EPISODES, SKIPPED, ENV_ERRORS, CPU_NS, HEARTBEAT_NS, PHASE = range(8)
 INCARNATION, PID = 8, 9
 FAILING = 10  # gradients in a row that were not finite
-KEPT_UP = 11  # the evaluator's: the global step at which it last finished a piece of its work
+KEPT_UP = 11  # evaluator's, players': global step at which a piece of work was last finished
+PLAYING = 12  # the evaluator's: sequence number of the snapshot that is being scored, or 0
+STARTUP_NS = 13  # evaluator's, players': CPU time of their starts
 SLOT_WORDS = 16  # two cache lines
 # Phase codes: what a child was doing when it died or hung.
 PHASES = ("starting", "env.step", "learning", "waiting", "evaluating")
@@ -31,11 +33,13 @@ STARTING, ENV_STEP, LEARNING, WAITING, EVALUATING = range(len(PHASES))
 WORKERS_STOP, EVALUATOR_ORDER, ACKNOWLEDGED, SHARED_OUT = range(4)
 RUN, FINISH, QUIT = range(3)  # the evaluator's orders
 
+SEATS = 20  # episodes that one player plays at once, at most
+
 
 def sections(
-    workers: int, size: int, optimizer_rows: int, shared: bool = True
+    workers: int, size: int, optimizer_rows: int, shared: bool = True, players: int = 0
 ) -> tuple[Section, ...]:
-    """The table of the block for `workers` workers and `size` parameters (padded).
+    """The table of the block for these workers, `size` parameters (padded) and most players.
 
     `optimizer_rows` state vectors are there once if `shared`, else once for every worker.
     """
@@ -44,12 +48,15 @@ def sections(
         Section("control", "int64", (8,)),
         Section("multipliers", "float64", (2,)),  # learning rate, epsilon
         Section("limits", "int64", (workers,)),  # step limit (lease) of each worker's slot
-        # one row per worker, one for the evaluator, one with what earlier sessions of the run did
-        Section("slots", "int64", (workers + 2, SLOT_WORDS)),
+        # one row per worker, one for the evaluator, one per player, and one with what earlier
+        # sessions of the run did
+        Section("slots", "int64", (workers + 2 + players, SLOT_WORDS)),
         Section("theta", "float32", (size,)),
         Section("optimizer", "float32", (owners, optimizer_rows, size)),
         *_double_buffer("target", size),
         *_double_buffer("snapshot", size),
+        Section("seats", "int64", (players, SEATS)),  # written by the evaluator
+        Section("results", "int64", (players, SEATS, 4)),  # a row by its player
     )
 
 

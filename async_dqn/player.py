@@ -5,7 +5,7 @@ has its own seed and its own random numbers, whoever plays it and beside whichev
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,20 +13,13 @@ import torch
 from async_dqn.envs import EnvBatch, make_vector
 from async_dqn.loop_batch import LoopBatch
 from async_dqn.networks import restarted
-from async_dqn.parameters import FlatNetwork
+from async_dqn.parameters import SEATS, FlatNetwork
+from async_dqn.seats import Played
 from async_dqn.task import CONFIRMATION, SCREENING, Task
 
 SCREENING_EPISODES = 10
 # At once: games, whose networks take most of the time; others; those stepped as one.
-GAMES, LOOPED_ENVS, BATCHED_ENVS = 5, 20, 128
-
-
-class Played(NamedTuple):
-    """A finished episode: its number, return and length in steps."""
-
-    number: int
-    score: float
-    length: int
+GAMES, LOOPED_ENVS, BATCHED_ENVS = 5, SEATS, 128
 
 
 class Source(Protocol):
@@ -56,6 +49,10 @@ class Player:
         most = GAMES if task.spec.is_atari else LOOPED_ENVS
         self.rows = min(most, self.confirming)
         self._batches: dict[int, EnvBatch] = {}
+
+    def prepare(self) -> None:
+        """Build the environments now rather than with the first episodes."""
+        self._batch(self.rows)
 
     def play(self, source: Source) -> Iterator[tuple[int, list[Played]]]:
         """After every vector step: how many environments it stepped, and what finished.

@@ -24,7 +24,7 @@ def check_machine(task: Task, folder: Path) -> None:
     check_device(task.config.run.device)
     size, replay = padded_size(task.network()), task.replay_bytes
     if task.config.parallel.mode != "serial":
-        _check_files(task.config.parallel.workers)
+        _check_files(task.config.parallel.workers, task.most_players)
     check_memory(sum(section.bytes for section in task.sections(size)) + replay)
     stored = replay if task.config.parallel.mode == "serial" else 0
     owners = 1 if task.shared_state else task.config.parallel.workers
@@ -62,9 +62,9 @@ def check_tensors(task: Task, found: Checkpoint) -> None:
         ) from None
 
 
-def _check_files(workers: int) -> None:
+def _check_files(workers: int, players: int) -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = FILES + FILES_PER_CHILD * (workers + 1)
+    needed = FILES + FILES_PER_CHILD * (workers + 1 + players)
     if limit != resource.RLIM_INFINITY and limit < needed:
         raise UserError(
             f"cannot start {workers} workers: too many open files (limit {limit}, need {needed}); "

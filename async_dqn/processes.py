@@ -78,10 +78,11 @@ def _has_fork_server() -> bool:
 
 @dataclass
 class Child:
-    """A worker or the evaluator over all its incarnations."""
+    """A worker, a player or the evaluator over all its incarnations."""
 
     role: str
     index: int  # of its slot
+    number: int | None = None  # among those of its role, of whom there are several
     incarnation: int = -1
     process: Any = None
     pipe: Connection | None = None
@@ -100,7 +101,7 @@ class Child:
     @property
     def name(self) -> str:
         """Such as "worker 3"; there is one evaluator."""
-        return f"worker {self.index}" if self.role == "worker" else self.role
+        return self.role if self.number is None else f"{self.role} {self.number}"
 
     @property
     def failed_often(self) -> str:

@@ -64,9 +64,9 @@ class Run:
         torch.manual_seed(task.config.run.seed)
         self.task, self.folder, self.recorder = task, folder, recorder
         self.network = FlatNetwork(task.network(), gradient=False)
-        workers, optimizer = task.config.parallel.workers, task.optimizer()
+        optimizer = task.optimizer()
         self.block = SharedBlock(task.sections(len(self.network.vector)))
-        self.store = ParameterStore(self.block, optimizer, slot=workers + 1)
+        self.store = ParameterStore(self.block, optimizer, slot=len(self.block["slots"]) - 1)
         self.block["multipliers"][:] = 1.0
         self.best: float | None = None
         self.final: Evaluation | None = None
@@ -146,9 +146,9 @@ class Run:
 
     @property
     def overhead_cpu_s(self) -> float:
-        """CPU seconds of this session that were no worker's: the evaluator's and the trainer's."""
-        evaluator = self.store.slots[self.task.config.parallel.workers, CPU_NS]
-        return float(evaluator) / 1e9 + self.recorder.session_cpu_s
+        """CPU seconds of this session that were no worker's: of evaluations and of the trainer."""
+        evaluating = self.store.slots[self.task.config.parallel.workers : -1, CPU_NS]
+        return float(evaluating.sum()) / 1e9 + self.recorder.session_cpu_s
 
     def finish(self, status: str | None = None, cause: str | None = None) -> None:
         """After the workers stopped: final checkpoint, last report, result.json."""

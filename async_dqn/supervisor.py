@@ -1,8 +1,7 @@
 """The asynchronous mode: the one place where processes live and die.
 
-The trainer's main thread starts the workers and the evaluator, waits on what the kernel says of
-them (sentinels, pipes), hands out the step budget in leases, restarts who died, and stops in
-stages: stop word, SIGTERM, SIGKILL.
+The trainer's main thread starts all children, waits on what the kernel says of them (sentinels,
+pipes), hands out the step budget, restarts who died, and stops in stages (`_end`).
 """
 
 import os
@@ -15,6 +14,7 @@ from typing import Any
 from async_dqn import processes
 from async_dqn.child import Lifeline
 from async_dqn.config import UserError
+from async_dqn.crew import run_player
 from async_dqn.divergence import has_diverged, roll_back
 from async_dqn.evaluator import Evaluation, run_evaluator
 from async_dqn.heartbeats import Heartbeats
@@ -42,6 +42,7 @@ from async_dqn.worker import run_worker
 
 GRACE_SECONDS = 2.0  # for the stop word, then for SIGTERM
 TICK_SECONDS, SHORT_TICK_SECONDS = 0.05, 0.005
+CALL_AFTER_S = 0.5  # about what the start of a player takes
 STOPPED_RESUMABLE = 75
 
 
@@ -54,8 +55,9 @@ class Supervisor:
         self.run_ = run
         self.store, self.block = run.store, run.block
         parallel = run.task.config.parallel
-        self.workers = [Child("worker", w) for w in range(parallel.workers)]
+        self.workers = [Child("worker", w, w) for w in range(parallel.workers)]
         self.evaluator = Child("evaluator", parallel.workers)
+        self.players: list[Child] = []
         self.budget = run.task.config.run.steps
         self.rollout_steps = parallel.envs_per_worker * parallel.rollout_length
         self.lifeline = Lifeline.here()
@@ -68,7 +70,7 @@ class Supervisor:
 
     @property
     def children(self) -> list[Child]:
-        return [self.evaluator, *self.workers]  # the one that the others wait for first
+        return [self.evaluator, *self.workers, *self.players]  # the one to wait for first
 
     def run(self) -> int:
         """Train until the budget, the threshold or a signal ends it."""
@@ -76,10 +78,12 @@ class Supervisor:
             try:
                 for child in self.children:
                     self._start(child)
+                self._call_players(self.run_.task.players)
                 self.run_.recorder.open_board()
                 while not self._over():
                     self._turn()
-                self._stop_workers()
+                self.store.control[WORKERS_STOP] = 1
+                self._end(self.workers)
                 if not self.run_.reached and self.store.steps >= self.budget:
                     self._final_evaluation()
                 self.store.control[EVALUATOR_ORDER] = QUIT
@@ -92,11 +96,11 @@ class Supervisor:
         if self.signals.received or self.run_.reporter.stop_wanted:
             self.run_.finish(STOPPED, cause=self.signals.words)
             return self.signals.exit_code
-        if self.store.steps < self.budget and not self.run_.reached:
-            self.run_.finish(STOPPED, cause=why_gone(self.workers))
-            return STOPPED_RESUMABLE
-        self.run_.finish()
-        return 0
+        if self.store.steps >= self.budget or self.run_.reached:
+            self.run_.finish()
+            return 0
+        self.run_.finish(STOPPED, cause=why_gone(self.workers))
+        return STOPPED_RESUMABLE
 
     def _over(self) -> bool:
         return bool(
@@ -124,42 +128,45 @@ class Supervisor:
             title=f"async-dqn {child.name} {self.run_.folder.name}",
             log=self.run_.folder.logs / f"{child.name.replace(' ', '-')}.log",
         )
-        target, arguments = self.worker_entry, (start,)
-        if child is self.evaluator:
-            target, arguments = run_evaluator, (start, self.run_.best)
-        child.start(target, arguments, child_end)
+        entries = {"worker": self.worker_entry, "evaluator": run_evaluator, "player": run_player}
+        best = [self.run_.best] if child is self.evaluator else []
+        child.start(entries[child.role], (start, *best), child_end)
         self._event("restart" if child.incarnation else "start", child, pid=child.process.pid)
         self.run_.restarts += bool(child.incarnation)
 
-    def _reap(self, child: Child) -> int:
-        """Collect a dead child and its last records; return its exit code."""
-        self._drain(child)
-        return child.reap()
+    def _revive(self) -> None:
+        for child in self.children:
+            if child.revive_at is not None and time.monotonic() >= child.revive_at:
+                self._start(child)
+
+    def _call_players(self, count: int) -> None:
+        for number in range(len(self.players) + 1, count + 1):
+            self.players.append(Child("player", self.evaluator.index + number, number))
+            self._start(self.players[-1])
 
     def _bury(self, child: Child) -> None:
         """A child died before its time: say why, and restart it after a pause."""
         phase, pid = self._phase(child), child.process.pid
-        code = self._reap(child)
+        code = child.reap()
         if child is self.evaluator and code == 0 and self.store.control[EVALUATOR_ORDER] != RUN:
             return  # it has done what it was told
-        stillborn = child.incarnation == 0 and self.store.slots[child.index, PID] != pid
-        if stillborn and code > 0 and not child.cause:
+        stillborn = not child.incarnation and self.store.slots[child.index, PID] != pid
+        if stillborn and code > 0 and not child.cause and child.role != "player":
             raise UserError(
                 f"{child.name} could not start (exit {code}); start the trainer under "
                 'if __name__ == "__main__": (see the README)'
             )
-        details = child.settle(code, phase)
+        self._event("death", child, pid=pid, cause=child.settle(code, phase))
         progress = self._progress(child) - child.steps_at_start
         child.failed(progress, self.max_failures if child.role == "worker" else MAX_FAILURES)
-        self._event("death", child, pid=pid, cause=details)
         if child.retired:
-            self.run_.retired += child.role == "worker"
             if child.role == "worker":  # its lease goes back: the steps it will never take
+                self.run_.retired += 1
                 self.block["limits"][child.index] = self.store.slots[child.index, STEPS]
             self.run_.recorder.warn(f"{child.name} {child.failed_often}, given up ({child.cause})")
             return
-        number = f"{child.failures} of {MAX_FAILURES}"
-        self.run_.recorder.warn(f"{child.name} died ({child.cause}), restarting {number}")
+        often = f"restarting {child.failures} of {MAX_FAILURES}"
+        self.run_.recorder.warn(f"{child.name} died ({child.cause}), {often}")
 
     def _progress(self, child: Child) -> int:
         return int(self.store.slots[child.index, STEPS if child.role == "worker" else KEPT_UP])
@@ -176,7 +183,8 @@ class Supervisor:
     def _recover(self) -> None:
         """Training has diverged: all stop, the parameters go back, all start again."""
         self.store.control[WORKERS_STOP] = 1
-        self.evaluator.kill(signal.SIGKILL)  # no other may publish the target meanwhile
+        for child in (self.evaluator, *self.players):  # no other may publish the target meanwhile
+            child.kill(signal.SIGKILL)
         self._end(self.children)
         roll_back(self.run_, allowed=not self.together)
         self.store.control[WORKERS_STOP] = 0
@@ -192,9 +200,7 @@ class Supervisor:
         if has_diverged(self.store):
             self._recover()
         self._grant()
-        for child in self.children:
-            if child.revive_at is not None and time.monotonic() >= child.revive_at:
-                self._start(child)
+        self._revive()
         self.run_.turn()
 
     def _tick(self) -> float:
@@ -217,7 +223,8 @@ class Supervisor:
         dead = [child for child in alive if child.process.exitcode is not None]
         # Who was killed, a negative code, is why another could not go on.
         for child in sorted(dead, key=lambda child: child.process.exitcode):
-            self._bury(child) if bury else self._reap(child)
+            self._drain(child)
+            self._bury(child) if bury else child.reap()
 
     def _drain(self, child: Child) -> None:
         for record in child.records():
@@ -227,14 +234,13 @@ class Supervisor:
         kind = record.pop("kind", None)
         if kind == "failure":
             child.cause = record["cause"]
-            if record["is_hopeless"] and not child.incarnation:
+            if record["is_hopeless"] and not child.incarnation and child.role != "player":
                 raise UserError(f"{child.name} {child.cause}; make the environment the same twice")
         elif kind == "training":
             self.run_.reporter.add(record)
         elif kind == "evaluation":
-            evaluation = Evaluation(**record)
-            self.run_.add_evaluation(evaluation)
-            self.store.control[ACKNOWLEDGED] = evaluation.sequence
+            self.run_.add_evaluation(Evaluation(**record))
+            self.store.control[ACKNOWLEDGED] = record["sequence"]
 
     def _grant(self) -> None:
         """Hand out budget; none until the target network has its keeper, or that has failed."""
@@ -243,8 +249,10 @@ class Supervisor:
         )
         if self.run_.task.config.optimizer.target_sync_steps is not None and not begun:
             return
-        if self.together:
-            self._share_out()
+        if self.together:  # workers that wait for each other get all at once, in equal parts
+            if not self.store.control[SHARED_OUT]:
+                share(self.block["limits"][: self.actors], self.budget - self.store.steps)
+                self.store.control[SHARED_OUT] = 1
             return
         counted = self.store.slots[: len(self.workers), STEPS]
         budget = self.budget - int(self.store.slots[-1, STEPS])
@@ -252,17 +260,7 @@ class Supervisor:
         retired = [worker.index for worker in self.workers if worker.retired]
         grant(self.block["limits"], counted, budget, self.rollout_steps, speeds, retired)
 
-    def _share_out(self) -> None:
-        """Workers that wait for each other get their budget at once, in equal parts."""
-        if not self.store.control[SHARED_OUT]:
-            share(self.block["limits"][: self.actors], self.budget - self.store.steps)
-            self.store.control[SHARED_OUT] = 1
-
     # The end
-
-    def _stop_workers(self) -> None:
-        self.store.control[WORKERS_STOP] = 1
-        self._end(self.workers)
 
     def _end(self, children: Iterable[Child]) -> None:
         """Let them leave; then SIGTERM, then SIGKILL, each after its grace time."""
@@ -279,13 +277,15 @@ class Supervisor:
     def _final_evaluation(self) -> None:
         """Have the final parameters evaluated; a second signal is not needed to leave early."""
         self.store.control[EVALUATOR_ORDER] = FINISH
+        begun = time.monotonic()
         while not self.signals.received and not self.run_.final_evaluated:
             if not self.evaluator.alive and self.evaluator.revive_at is None:
                 return
             self._wait(SHORT_TICK_SECONDS)
             self._kill_hung()
-            if self.evaluator.revive_at and time.monotonic() >= self.evaluator.revive_at:
-                self._start(self.evaluator)
+            self._revive()
+            if time.monotonic() > begun + CALL_AFTER_S:  # the cores are free now
+                self._call_players(self.run_.task.most_players)
             self.run_.turn()
 
     def _abandon(self) -> None:

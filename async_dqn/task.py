@@ -10,6 +10,7 @@ from async_dqn import parameters
 from async_dqn.architecture import Architecture
 from async_dqn.child import Lifeline
 from async_dqn.config import Config
+from async_dqn.cores import MOST_EVALUATING, evaluation_processes, usable_cores
 from async_dqn.env_spec import EnvInfo, EnvSpec
 from async_dqn.exploration import Schedule, schedule
 from async_dqn.memory import Section, SharedBlock
@@ -57,10 +58,29 @@ class Task:
         owners = [""] if self.shared_state else [f"worker_{worker}." for worker in range(workers)]
         return [f"{owner}row_{k}" for owner in owners for k in range(self.optimizer().rows)]
 
+    @property
+    def most_players(self) -> int:
+        """Processes that may play beside the evaluator: as many as cores once the workers left.
+
+        None where environments are stepped as one batch: a share of it would take as long.
+        """
+        if self.config.parallel.mode == "serial" or self.info.batched:
+            return 0
+        return max(self.players, min(MOST_EVALUATING, usable_cores()) - 1)
+
+    @property
+    def players(self) -> int:
+        """Processes that play beside the evaluator while workers learn."""
+        if self.config.parallel.mode == "serial" or self.info.batched:
+            return 0
+        return evaluation_processes(self.config.parallel.workers, usable_cores()) - 1
+
     def sections(self, size: int) -> tuple[Section, ...]:
         """The table of the shared block for `size` parameters (padded)."""
         parallel, rows = self.config.parallel, self.optimizer().rows
-        table = parameters.sections(parallel.workers, size, rows, self.shared_state)
+        table = parameters.sections(
+            parallel.workers, size, rows, self.shared_state, self.most_players
+        )
         if parallel.mode != "sync":
             return table
         parts = 1 if parallel.sync_average == "gradients" else 1 + rows

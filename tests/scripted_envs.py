@@ -169,6 +169,33 @@ class ChainEnv(gymnasium.Env):
         return self._state if self.discrete else np.eye(self.n, dtype=np.float32)[self._state]
 
 
+class CueEnv(gymnasium.Env):
+    """The first observation alone tells who is right; scores spell the actions out in ternary.
+
+    Episodes last 3 to 6 steps and end both ways. Observations: cue (first step only), step, noise.
+    """
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-10, 10, (3,), np.float32)
+        self.action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._cue, self._length = self.np_random.normal(), int(self.np_random.integers(3, 7))
+        self._step = 0
+        return self._observe(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._step += 1
+        reward = float(action * 3**self._step + self._cue)
+        over, lost = self._step == self._length, bool(self._cue < 0)
+        return self._observe(), reward, over and lost, over and not lost, {}
+
+    def _observe(self) -> np.ndarray:
+        cue = 3 * self._cue * (self._step == 0)
+        return np.array([cue, self._step / 6, 0.1 * self.np_random.normal()], np.float32)
+
+
 SIGNALS = {"kill": signal.SIGKILL, "abort": signal.SIGABRT, "bus": signal.SIGBUS}
 
 
@@ -362,6 +389,8 @@ IDS: dict[str, dict[str, Any]] = {
         "max_episode_steps": 500,
     },
     "Scripted/Numbered-v0": {"entry_point": "scripted_envs:NumberedEnv"},
+    "Scripted/Cue-v0": {"entry_point": "scripted_envs:CueEnv"},
+    "Scripted/NotFinite-v0": {"entry_point": "scripted_envs:NotFiniteEnv"},
     "Scripted/Chain-v0": {"entry_point": "scripted_envs:ChainEnv", "max_episode_steps": 50},
     "Scripted/Faulty-v0": {"entry_point": "scripted_envs:FaultyEnv", "max_episode_steps": 50},
     "Scripted/Dying-v0": {"entry_point": "scripted_envs:DyingEnv", "max_episode_steps": 50},

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from scripted_envs import NotFiniteEnv
+from scripted_envs import CueEnv, NotFiniteEnv
 
 from async_dqn import AsyncDQN, architecture, envs
 from async_dqn.config import Config, UserError
@@ -21,36 +19,9 @@ from async_dqn.env_batch import SEED_LIMIT
 from async_dqn.env_spec import EnvSpec
 from async_dqn.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
 from async_dqn.memory import SharedBlock
-from async_dqn.parameters import CPU_NS, FlatNetwork, ParameterStore, padded_size
+from async_dqn.parameters import CPU_NS, STARTUP_NS, FlatNetwork, ParameterStore, padded_size
 from async_dqn.player import BATCHED_ENVS, LOOPED_ENVS, Player
 from async_dqn.task import CONFIRMATION, SCREENING, Task
-
-
-class CueEnv(gymnasium.Env):
-    """The first observation alone tells who is right; scores spell the actions out in ternary.
-
-    Episodes last 3 to 6 steps and end both ways. Observations: cue (first step only), step, noise.
-    """
-
-    def __init__(self) -> None:
-        self.observation_space = spaces.Box(-10, 10, (3,), np.float32)
-        self.action_space = spaces.Discrete(3)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)
-        self._cue, self._length = self.np_random.normal(), int(self.np_random.integers(3, 7))
-        self._step = 0
-        return self._observe(), {}
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        self._step += 1
-        reward = float(action * 3**self._step + self._cue)
-        over, lost = self._step == self._length, bool(self._cue < 0)
-        return self._observe(), reward, over and lost, over and not lost, {}
-
-    def _observe(self) -> np.ndarray:
-        cue = 3 * self._cue * (self._step == 0)
-        return np.array([cue, self._step / 6, 0.1 * self.np_random.normal()], np.float32)
 
 
 def cue_batch(num_envs: int, max_episode_steps: int = 0) -> SyncVectorEnv:
@@ -271,10 +242,8 @@ def make_evaluator(**settings: Any) -> tuple[Evaluator, ParameterStore]:
 
 
 def test_evaluations_have_their_share_whatever_the_start_cost():
-    while time.process_time() < 2 * CPU_SECONDS:
-        pass
     evaluator, store = make_evaluator()
-    store.slot[CPU_NS] = time.process_time_ns()
+    store.slot[CPU_NS] = store.slot[STARTUP_NS] = int(10e9 * CPU_SECONDS)
     assert evaluator.affordable()
     store.slot[CPU_NS] += int(2e9 * CPU_SECONDS + store.slot[CPU_NS])
     assert not evaluator.affordable()

@@ -15,6 +15,7 @@ import pytest
 from async_dqn import checkpoint
 from async_dqn.architecture import choose
 from async_dqn.config import Config
+from async_dqn.cores import usable_cores
 from async_dqn.env_spec import EnvSpec
 from async_dqn.envs import probe
 from async_dqn.evaluator import EvaluatorLoop
@@ -97,6 +98,45 @@ def test_the_evaluator_is_replaced_and_the_final_parameters_are_still_scored(sta
     assert code == 0, err
     assert trainer.result()["final_mean"] is not None
     assert len(trainer.pids("evaluator")) == 2
+
+
+# 200 episodes of 50 steps of a millisecond.
+LONG_END = (
+    *("--import", "scripted_ids", "--env", "Scripted/Faulty-v0", "--env-arg", "fault=sleep"),
+    *("--env-arg", "every=True", "--env-arg", "seconds=0.001", "--env-arg", "n=1000"),
+    *(*SMALL, "--steps", "1000", "--eval-episodes", "200"),
+)
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="one core has nobody to share with")
+@pytest.mark.parametrize(
+    ("role", "number", "restarts"),
+    [
+        ("player", "SIGSTOP", 0),
+        ("evaluator", "SIGKILL", 1),
+        pytest.param("player", "SIGKILL", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_final_evaluation_on_all_cores_survives_its_processes(start, role, number, restarts):
+    trainer = start(*LONG_END)
+    player = trainer.wait_for(lambda: trainer.pids("player"))[0]  # after the workers have left
+    assert not any(map(is_alive, trainer.pids("worker")))
+    title = Path(f"/proc/{player}/cmdline")
+    trainer.wait_for(lambda: title.read_bytes().startswith(b"async-dqn player 1 "))
+    time.sleep(1)
+    os.kill(trainer.pids(role)[0], getattr(signal, number))
+    code, _, err = trainer.finish()
+    assert code == 0, err
+    assert trainer.result()["final_mean"] is not None
+    # One that is hung would be replaced after a minute: nobody waited for it.
+    assert trainer.result()["restarts"] == restarts
+    with (trainer.run / "evaluations.csv").open() as file:
+        *_, last = csv.DictReader(file)
+    assert last["episodes"] == "200"
+    everyone = [*children(trainer), *trainer.pids("player")]
+    assert wait_gone(everyone, seconds=1) == []
+    log = trainer.run / "logs" / "player-1.log"
+    assert log.exists() and log.read_text() == ""
 
 
 def test_an_evaluator_that_keeps_up_is_replaced_however_often_it_dies(start):

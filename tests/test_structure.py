@@ -17,7 +17,7 @@ FLOORS = (
     "settings cores returns exploration leases rollout optimizers memory child durable"
     " progress layers noisy sum_tree statistics document versions scaling sequential",
     "method combinations parameters metrics replay clock processes",
-    "sections synchronous heartbeats",
+    "sections synchronous heartbeats seats",
     "config",
     # what the settings mean
     "architecture spaces env_spec options presets signals run_folder checkpoint_format results",

@@ -78,7 +78,7 @@ class Watched(Trainer):
 
     def children(self) -> list[int]:
         """Pids of all children ever started."""
-        return self.pids("worker") + self.pids("evaluator")
+        return self.pids("worker") + self.pids("evaluator") + self.pids("player")
 
     def newest(self, role: str, index: int | None = None) -> int:
         """The pid of the newest process of a role."""
