@@ -7,6 +7,7 @@ signal, and watches the trainer itself as well.
 
 import ctypes
 import faulthandler
+import gc
 import json
 import os
 import select
@@ -49,6 +50,10 @@ def _start_time(pid: int) -> str:
 def enter_child(title: str, lifeline: Lifeline, log: Path) -> None:
     """Tie this process to the trainer, name it, and send its output to `log`."""
     _die_with(lifeline)
+    # A collection that went through what the imports made would take up to 0.2 s, and copy its
+    # pages, which all children share, by writing into the head of each object.
+    gc.freeze()
+    gc.enable()
     keep_freed_memory()
     os.setpgid(0, 0)  # a kill of the group also catches what the environment started
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer alone handles Ctrl-C

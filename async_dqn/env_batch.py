@@ -152,6 +152,8 @@ class EnvBatch:
 
     def _noted(self, bad: np.ndarray, failed: Failures, what: str) -> np.ndarray:
         """The rows [K] that are `bad` [B] or raised; keeps the reason."""
+        if not failed and not bad.any():
+            return self._no_rows  # `union1d` would import numpy.ma: a third of a worker's start
         if bad.any():
             self.fault = NotFinite(f"{what} was not finite")
         if failed:

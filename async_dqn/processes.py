@@ -24,7 +24,7 @@ MAX_FAILURES = 10  # of a child in a row
 PROGRESS_STEPS = 1000  # what ends the row
 LONGEST_PAUSE_S = 10.0
 NAMES = {number.value: number.name for number in signal.Signals}
-PRELOADED = ("async_dqn.worker", "async_dqn.evaluator")
+PRELOADED = ("async_dqn.uncollected", "async_dqn.worker", "async_dqn.evaluator", "setproctitle")
 
 
 def context() -> BaseContext:
@@ -90,13 +90,18 @@ class Child:
     failures: int = 0
     steps_at_start: int = 0
     started_at: float = 0.0  # monotonic seconds
-    revive_at: float | None = None  # monotonic seconds
+    revive_at: float | None = 0.0  # monotonic seconds; at first at once
     retired: bool = False
 
     @property
     def alive(self) -> bool:
         """Whether there is a process, running or not yet reaped."""
         return self.process is not None
+
+    @property
+    def due(self) -> bool:
+        """Whether it is to be started now."""
+        return self.revive_at is not None and time.monotonic() >= self.revive_at
 
     @property
     def name(self) -> str:

@@ -63,6 +63,7 @@ class Supervisor:
         self.lifeline = Lifeline.here()
         self.together = parallel.mode == "sync"
         self.actors = parallel.actors
+        self.board_due = True
         # A pipeline cannot be formed again by one of its two processes.
         self.max_failures = 0 if parallel.model_parallel else MAX_FAILURES  # of a worker
         self.min_workers = parallel.workers if self.together else parallel.min_workers
@@ -76,10 +77,7 @@ class Supervisor:
         """Train until the budget, the threshold or a signal ends it."""
         with StopSignals(self._abandon, self._signal_all, STOPPING) as self.signals:
             try:
-                for child in self.children:
-                    self._start(child)
                 self._call_players(self.run_.task.players)
-                self.run_.recorder.open_board()
                 while not self._over():
                     self._turn()
                 self.store.control[WORKERS_STOP] = 1
@@ -134,15 +132,16 @@ class Supervisor:
         self._event("restart" if child.incarnation else "start", child, pid=child.process.pid)
         self.run_.restarts += bool(child.incarnation)
 
-    def _revive(self) -> None:
-        for child in self.children:
-            if child.revive_at is not None and time.monotonic() >= child.revive_at:
-                self._start(child)
+    def _start_due(self) -> bool:
+        """Start one child that is due, if there is one: who has started gets a lease meanwhile."""
+        due = next((child for child in self.children if child.due), None)
+        if due is not None:
+            self._start(due)
+        return due is not None
 
     def _call_players(self, count: int) -> None:
         for number in range(len(self.players) + 1, count + 1):
             self.players.append(Child("player", self.evaluator.index + number, number))
-            self._start(self.players[-1])
 
     def _bury(self, child: Child) -> None:
         """A child died before its time: say why, and restart it after a pause."""
@@ -189,8 +188,7 @@ class Supervisor:
         roll_back(self.run_, allowed=not self.together)
         self.store.control[WORKERS_STOP] = 0
         for child in self.children:
-            if not child.retired:
-                self._start(child)
+            child.revive_at = None if child.retired else 0.0
 
     # The loop
 
@@ -200,11 +198,15 @@ class Supervisor:
         if has_diverged(self.store):
             self._recover()
         self._grant()
-        self._revive()
+        if not self._start_due() and self.board_due and self.run_.startup_s is not None:
+            self.board_due = False
+            self.run_.recorder.open_board()  # takes a quarter of a second; now all are at work
         self.run_.turn()
 
     def _tick(self) -> float:
-        """Short while the speed is not known and near the end of the budget: short leases."""
+        """None while one is to start, short while the speed is unknown, and near the end."""
+        if any(child.due for child in self.children):
+            return 0.0
         reporter = self.run_.reporter
         close = self.budget - self.store.steps < reporter.steps_per_second
         return SHORT_TICK_SECONDS if close or reporter.worker_speeds is None else TICK_SECONDS
@@ -214,13 +216,13 @@ class Supervisor:
         alive = [child for child in self.children if child.alive]
         sentinels = [child.process.sentinel for child in alive]
         pipes = [child.pipe for child in alive if not child.pipe.closed]
-        ready = connection.wait([*sentinels, *pipes, self.signals.fd], seconds)
+        ready = set(connection.wait([*sentinels, *pipes, self.signals.fd], seconds))
         if self.signals.fd in ready:
             os.read(self.signals.fd, 64)
         for child in alive:
             if child.pipe in ready:
                 self._drain(child)
-        dead = [child for child in alive if child.process.exitcode is not None]
+        dead = [child for child in alive if child.process.sentinel in ready]
         # Who was killed, a negative code, is why another could not go on.
         for child in sorted(dead, key=lambda child: child.process.exitcode):
             self._drain(child)
@@ -244,12 +246,12 @@ class Supervisor:
 
     def _grant(self) -> None:
         """Hand out budget; none until the target network has its keeper, or that has failed."""
-        begun = (
-            self.evaluator.incarnation > 0 or self.store.slots[self.evaluator.index, HEARTBEAT_NS]
-        )
-        if self.run_.task.config.optimizer.target_sync_steps is not None and not begun:
-            return
-        if self.together:  # workers that wait for each other get all at once, in equal parts
+        keeper, none = self.evaluator, self.run_.task.config.optimizer.target_sync_steps is None
+        if none or keeper.incarnation > 0 or self.store.slots[keeper.index, HEARTBEAT_NS]:
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        if self.together:  # who waits for each other gets the budget at once, in equal parts
             if not self.store.control[SHARED_OUT]:
                 share(self.block["limits"][: self.actors], self.budget - self.store.steps)
                 self.store.control[SHARED_OUT] = 1
@@ -283,7 +285,7 @@ class Supervisor:
                 return
             self._wait(SHORT_TICK_SECONDS)
             self._kill_hung()
-            self._revive()
+            self._start_due()
             if time.monotonic() > begun + CALL_AFTER_S:  # the cores are free now
                 self._call_players(self.run_.task.most_players)
             self.run_.turn()

@@ -316,20 +316,26 @@ def test_update_of_the_network_of_an_environment(measure):
     assert sorted({result["parameters"] for result in results}) == sizes
 
 
-def test_start_up_against_an_import(measure):
-    printed, (result,) = measure("startup", "--pairs", "1", "--set", "envs-per-worker=2")
-    workers, *cells = table(printed)["CartPole-v1"]
-    (first,), (imported,) = result["first_update"], result["import_torch"]
-    assert workers == "2" and 0 < imported
-    assert first > 0.5 * imported, "the program imports torch too"
-    for cell, seconds in zip(cells, (first, imported, first / imported), strict=True):
-        assert number(cell) == pytest.approx(seconds, abs=0.01)
+def test_start_up_by_number_of_workers(measure):
+    words = ("--workers", "1,3", "--pairs", "1", "--set", "envs-per-worker=2")
+    printed, results = measure("startup", *words)
+    rows = [line.split("|")[3:-1] for line in printed.splitlines() if "CartPole" in line]
+    assert [result["workers"] for result in results] == [1, 3]
+    for row, result in zip(rows, results, strict=True):
+        figures = {name: each[0] for name, each in result.items() if isinstance(each, list)}
+        first, imported = figures["first_update"], figures["import_torch"]
+        assert first > 0.5 * imported > 0, "the program imports torch too"
+        assert first <= figures["last_update"]
+        assert 0 < result["workers"] * figures["worker_cpu_s"] < figures["cpu_s"]
+        own = (figures["last_update"], figures["cpu_s"], 1e3 * figures["worker_cpu_s"])
+        shown = (first, first / imported, *own, figures["private_bytes"] / 1e6)
+        for cell, figure in zip(row, shown, strict=True):
+            assert number(cell) == pytest.approx(figure, abs=0.51)
 
 
-def test_a_run_without_an_update_has_no_start_up(capsys):
-    late = ("--set", "preset=dqn", "--set", "replay-start=2000", "--pairs", "1")
-    assert cli.main(["bench", "startup", *late]) == 2
-    assert "the run ended before its first update" in capsys.readouterr().err
+def test_a_start_that_fails_is_told(capsys):
+    assert cli.main(["bench", "startup", "--pairs", "1", "--set", "min-workers=3"]) == 2
+    assert "--min-workers" in capsys.readouterr().err
 
 
 def finished(label: str, seed: int, seconds: float, startup_s: float, solved: bool) -> RunResult:

@@ -1,73 +1,84 @@
-"""`bench startup`: from starting the program to its first update, against importing torch alone."""
+"""`bench startup`: from starting the program to its first updates, by number of workers."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Any
 
-from async_dqn.bench.command import Options, in_turns, present, ratios, save, spread
+from async_dqn.bench.command import Options as Common
+from async_dqn.bench.command import in_turns, present, ratios, save, spread
 from async_dqn.config import UserError
 from async_dqn.jobs import PACKAGE
-from async_dqn.results import read_json
+from async_dqn.processes import THREAD_VARIABLES
+from async_dqn.settings import Range, setting
 
-# The run is over soon after its first update, and scored briefly.
-SHORT = {
-    "workers": 2,
-    "steps": 1000,
-    "eval_every": 10**12,
-    "eval_episodes": 1,
-    "checkpoint_every": 10**12,
-    "max_episode_steps": 100,
-}
+COUNTS = Range("a list of whole numbers from 1", lambda n: n >= 1)
+NEVER = 10**12
+OWN = {"steps": 10**9, "eval_every": NEVER, "checkpoint_every": NEVER}
 HEADER = (
-    *("environment", "workers", "to the first update, s", "import torch, s"),
-    "first update / import, pair by pair",
+    *("environment", "workers", "to the first update, s", "first update / `import torch`"),
+    *("to an update of every worker, s", "CPU until then, s", "CPU of a worker, ms"),
+    "memory of a worker, MB",
 )
 
 
+@dataclass(frozen=True)
+class Options(Common):
+    """Those of `bench startup`."""
+
+    own = Common.own | {*OWN, "workers", "oversubscribe"}
+    workers: tuple[int, ...] = setting((2,), "numbers of workers", within=COUNTS)
+
+
 def run(argv: Sequence[str]) -> int:
-    """Compare the seconds to the first update of a run of two workers with those of `python -c
-    "import torch"`, in turn. The former count from the start of the process, as the kernel has it
-    (in steps of 10 ms), to when the trainer sees the count of updates rise (it looks every 5 ms at
-    least): `startup_s` of result.json. The latter are those of a whole process, its end included.
+    """Start runs of several numbers of workers in turn, with `python -c "import torch"` among them.
+    Seconds count from the start of the process, as the kernel has it (in steps of 10 ms), to when
+    the trainer sees the first update, and one of every worker; each worker takes no more rollouts
+    than that needs. CPU seconds are those of all processes, those of a worker from its fork to its
+    first update; its memory is what it shares with no other process. Linux only.
     """
     options = Options.parse("startup", run.__doc__, argv)
-    given, _ = options.given()
-    short = {name: value for name, value in SHORT.items() if name not in given}
     rows, results = [], []
     for env in options.env:
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in short.items()]
-        measures = {
-            "first_update": partial(first_update, [f"--env={env}", *words, *options.words]),
-            "import_torch": import_torch,
+        measures: dict[Any, Any] = {
+            count: partial(starting, [f"--env={env}", *options.words], count)
+            for count in options.workers
         }
-        seconds = in_turns(options.pairs, measures)
-        shares = ratios(seconds["first_update"], seconds["import_torch"])
-        workers = options.config(env, **short).parallel.workers
-        cells = [spread(each, ".2f") for each in (*seconds.values(), shares)]
-        rows.append((env, str(workers), *cells))
-        results.append({"env": env, "workers": workers, **seconds})
-    present(f"{options.pairs} pairs of whole processes; median (min to max)", HEADER, rows)
+        figures = in_turns(options.pairs, {"import torch": import_torch, **measures})
+        imports = figures.pop("import torch")
+        for count, runs in figures.items():
+            result = {name: [each[name] for each in runs] for name in runs[0]}
+            rows.append((env, str(count), *_cells(result, imports)))
+            results.append({"env": env, "workers": count, **result, "import_torch": imports})
+    present(f"{options.pairs} starts each, in turn; median (min to max)", HEADER, rows)
     save(options.json, "startup", results)
     return 0
 
 
-def first_update(words: Sequence[str]) -> float:
-    """Seconds from the start of a training process with these options to its first update.
+def _cells(result: dict[str, list[float]], imports: list[float]) -> list[str]:
+    first = result["first_update"]
+    cells = [spread(first, ".2f"), spread(ratios(first, imports), ".2f")]
+    cells += [spread(result[name], ".2f") for name in ("last_update", "cpu_s")]
+    cells += [spread([1e3 * each for each in result["worker_cpu_s"]], ".0f")]
+    return [*cells, spread([each / 1e6 for each in result["private_bytes"]], ".0f")]
 
-    Raises UserError if it fails, or ends before.
+
+def starting(words: Sequence[str], workers: int) -> dict[str, float]:
+    """The figures of a run with these options, started in a process of its own.
+
+    Raises UserError if it fails.
     """
+    own = [f"--{name.replace('_', '-')}={value}" for name, value in OWN.items()]
     with tempfile.TemporaryDirectory() as folder:
-        _run(["-m", "async_dqn", "train", *words, f"--runs-dir={folder}", "--quiet"])
-        (path,) = Path(folder).glob("*/*/result.json")
-        seconds = read_json(path).get("startup_s")
-    if seconds is None:
-        raise UserError("the run ended before its first update; give --set steps=N, more than 1000")
-    return seconds
+        own += [f"--workers={workers}", "--oversubscribe", f"--runs-dir={folder}", "--quiet"]
+        printed = _run(["-m", "async_dqn.bench.one_start", *words, *own])
+    return json.loads(printed.splitlines()[-1])
 
 
 def import_torch() -> float:
@@ -77,8 +88,11 @@ def import_torch() -> float:
     return time.perf_counter() - begun
 
 
-def _run(arguments: Sequence[str]) -> None:
-    """A Python process that finds this package; raises UserError with its last line if it fails."""
+def _run(arguments: Sequence[str]) -> str:
+    """What a Python process in a session of its own prints, which finds this package.
+
+    Raises UserError with its last line if it fails.
+    """
     path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -86,9 +100,11 @@ def _run(arguments: Sequence[str]) -> None:
         capture_output=True,
         text=True,
         errors="replace",
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": path} | dict.fromkeys(THREAD_VARIABLES, "1"),
         check=False,
+        start_new_session=True,
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UserError(f"{last.removeprefix('error: ')} (exit code {done.returncode})")
+    return done.stdout

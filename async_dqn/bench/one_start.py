@@ -1,0 +1,34 @@
+"""`python -m async_dqn.bench.one_start`, with the options of a run: the figures of one start.
+
+A line of JSON, for `bench startup`. As at the start of training nothing heavy is imported early;
+every child imports this module.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from async_dqn.bench.first_updates import FirstUpdates
+    from async_dqn.run import Run
+
+
+def _trainer(run: "Run") -> "FirstUpdates":
+    from async_dqn.bench.first_updates import FirstUpdates
+
+    return FirstUpdates(run)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make the run and print its figures; the exit code. Raises UserError as training does."""
+    from async_dqn import envs, training
+    from async_dqn.options import parse_train
+    from async_dqn.presets import resolve
+
+    config, explicit = resolve(parse_train(argv))
+    envs.check_env_id(config.environment.env, config.environment.import_modules)
+    return training.train(config, explicit, trainer=_trainer).exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
