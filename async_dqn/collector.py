@@ -58,8 +58,9 @@ class Collector:
         self._greedy = np.zeros((length + 1, count), bool)
         self._q_values = np.zeros((length + 1, count, self._num_actions), np.float32)
         self._rewards, self._discounts, self._weights = np.zeros((3, length, count), np.float32)
-        self._ends = np.zeros((length, count), bool)
+        self._terminated, self._truncated, self._ends = np.zeros((3, length, count), bool)
         self._starts = np.zeros((length + 1, count), bool)
+        self._rows = list(torch.from_numpy(self._obs))  # what the network sees, by time step
         self._taken = 0
         self._obs[0] = obs
         self._starts[0] = True
@@ -82,7 +83,7 @@ class Collector:
         while t < self.length and budget > 0:
             step = self.envs.step(self._actions[t])
             count = self._store(t, step, budget)
-            if len(step.final_rows):
+            if step.final_rows.size:
                 final_rows.append(step.final_rows + t * len(step.obs))
                 final_obs.append(step.final_obs.copy())
             budget -= count
@@ -90,6 +91,7 @@ class Collector:
             t += 1
             self._act(t, epsilon)
         self._taken = t
+        self._prepare(t)
         return self._rollout(t, epsilon, state, final_rows, final_obs)
 
     def take_episode_count(self) -> int:
@@ -100,41 +102,48 @@ class Collector:
     def _act(self, t: int, epsilon: NDArray[np.float32]) -> None:
         with torch.inference_mode():
             self._state_before = restarted(self._state, self._starts[t])
-            output, self._state = self.net(torch.from_numpy(self._obs[t]), self._state_before)
+            output, self._state = self.net(self._rows[t], self._state_before)
             self._q_values[t] = output.q_values.numpy()
             self._actions[t], self._greedy[t] = self.algorithm.act(output, epsilon, self._generator)
 
     def _store(self, t: int, step: Step, budget: int) -> int:
-        """Write row t; return how many of its transitions count."""
+        """Write row t as the environments give it; return how many of its transitions count."""
         self._obs[t + 1] = step.obs
-        rewards, clip = step.rewards, self.reward_clip
-        if clip is not None:
-            rewards = rewards.clip(-clip, clip)
-        np.multiply(rewards, self.reward_scale, out=self._rewards[t])
-        np.multiply(~step.terminated, self.gamma, out=self._discounts[t])
-        np.logical_or(step.terminated, step.truncated, out=self._ends[t])
+        self._rewards[t] = step.rewards
+        self._terminated[t] = step.terminated
+        self._truncated[t] = step.truncated
         self._starts[t + 1] = self.envs.starts(step)
         real = ~step.dummy
+        self._score += step.scores
+        self._steps += real
         count = int(np.count_nonzero(real))
         if count > budget:
             real &= np.cumsum(real) <= budget
             count = budget
         self._weights[t] = real
-        if step.faulty.any():
+        if np.count_nonzero(step.faulty):
             self._break_off(t, step.faulty)
-        self._score += step.scores
-        self._steps += ~step.dummy
-        if step.ended.any():
+        if np.count_nonzero(step.ended):
             self._finish_episodes(np.flatnonzero(step.ended))
         return count
+
+    def _prepare(self, steps: int) -> None:
+        """Make of what the environments gave in so many steps what is learned from."""
+        rewards, terminated = self._rewards[:steps], self._terminated[:steps]
+        if self.reward_clip is not None:
+            np.clip(rewards, -self.reward_clip, self.reward_clip, out=rewards)
+        rewards *= self.reward_scale
+        np.multiply(~terminated, self.gamma, out=self._discounts[:steps])
+        np.logical_or(terminated, self._truncated[:steps], out=self._ends[:steps])
 
     def _break_off(self, t: int, faulty: NDArray[np.bool_]) -> None:
         """The environment broke and begins anew: no return runs across, the episode is forgotten.
 
         The step before bootstraps from its successor, the last good observation.
         """
-        self._discounts[t, faulty] = 0.0
-        self._ends[max(t - 1, 0) : t + 1] |= faulty
+        self._terminated[t, faulty] = True
+        if t:
+            self._truncated[t - 1, faulty] = True
         self._score[faulty] = 0.0
         self._steps[faulty] = 0
 

@@ -100,7 +100,7 @@ class EnvBatch:
         dummy, rows, finals = self._none, self._no_rows, self._no_finals
         if self.next_step:
             dummy, self._dummy = self._dummy, ended
-        elif ended.any():
+        elif np.count_nonzero(ended):
             rows = np.flatnonzero(ended)
             finals = _final_observations(infos, rows).astype(self.info.dtype, copy=False)
         step = Step(

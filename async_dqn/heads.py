@@ -44,7 +44,14 @@ def build_head(architecture: Architecture, features: int) -> nn.Module:
     return QuantileHead(scores)
 
 
-class LinearHead(nn.Module):
+class Head(nn.Module):
+    """Called without what surrounds a module call, as in `layers`."""
+
+    def __call__(self, features: torch.Tensor) -> QOutput:
+        return self.forward(features)
+
+
+class LinearHead(Head):
     """Q(s, .) = W features + b."""
 
     def __init__(self, features: int, num_actions: int, dense: Dense = Linear):
@@ -55,7 +62,7 @@ class LinearHead(nn.Module):
         return QOutput(self.q(features))
 
 
-class DuelingHead(nn.Module):
+class DuelingHead(Head):
     """Q = V + A - mean A (Wang et al. 2016, eq. 9)."""
 
     def __init__(self, features: int, num_actions: int, dense: Dense = Linear):
@@ -67,7 +74,7 @@ class DuelingHead(nn.Module):
         return QOutput(_dueling(self.value(features), self.advantage(features)))
 
 
-class ActorCriticHead(nn.Module):
+class ActorCriticHead(Head):
     """A policy and a state value (Mnih et al. 2016) as q = V + log pi + H(pi).
 
     So softmax(q) = pi and sum(pi q) = V: the Q-values of soft optimality at temperature 1 for this
@@ -111,7 +118,7 @@ class DuelingStreams(nn.Module):
         return _dueling(self.value(features).unsqueeze(1), advantage)
 
 
-class CategoricalHead(nn.Module):
+class CategoricalHead(Head):
     """Probabilities of fixed values, `support` [atoms] (C51, Bellemare et al. 2017, section 4)."""
 
     def __init__(self, scores: nn.Module, v_min: float, v_max: float, atoms: int):
@@ -124,7 +131,7 @@ class CategoricalHead(nn.Module):
         return QOutput(log_probabilities.exp() @ self.support, log_probabilities)
 
 
-class QuantileHead(nn.Module):
+class QuantileHead(Head):
     """Quantiles at the midpoints (i + 1/2) / atoms (QR-DQN, Dabney et al. 2018, section 4).
 
     No bounds, unlike the categorical head; nothing keeps the quantiles in order.

@@ -39,12 +39,16 @@ class Learner:
     """Worker number `index`: its environments, its private networks and its slot of the store."""
 
     def __init__(self, task: Task, store: ParameterStore, index: int):
+        # In this thread. Moments of weights without a gradient fade until they are denormal, and
+        # remain it; an update by Adam then takes up to ten times as long.
+        torch.set_flush_denormal(True)
         config = task.config
         self.task, self.store, self.slot = task, store, store.slot
         self.network = FlatNetwork(task.learning_network())
         has_target = config.optimizer.target_sync_steps is not None
         self.target = FlatNetwork(task.learning_network(), gradient=False) if has_target else None
         self.algorithm = build_algorithm(config)
+        self._passes = config.parallel.epochs * config.parallel.minibatches
         self.exploration = task.exploration.of(index, config.parallel.envs_per_worker)
         self.envs = make_vector(task.spec, config.parallel.envs_per_worker, training=True)
         seen, known = (
@@ -102,11 +106,13 @@ class Learner:
         self.slot[EPISODES] += self.collector.take_episode_count()
         if self.shard is not None:
             self.shard.add(rollout)
+        elif self._passes > 1 and self.target is None:  # Q-learning: no other makes several passes
+            self.algorithm.fix_targets(rollout)
         for k, batch in enumerate(self._batches(rollout, step)):
             if k:
                 self._pull()
             learned = None
-            if batch is not None and batch.weights.any():
+            if batch is not None and np.count_nonzero(batch.weights):
                 learned = self._gradient(batch)
             yield
             self._push(step, learned)
@@ -144,9 +150,9 @@ class Learner:
         target = self.target.net if self.target is not None else None
         self.network.gradient.zero_()
         learned = self.algorithm.loss(self.network.net, target, rollout)
-        learned.loss.backward()
+        learned.backward()
         if self.shard is not None:
-            self.shard.update_priorities(learned.errors[: rollout.rewards.shape[1]].numpy())
+            self.shard.update_priorities(learned.errors[: rollout.rewards.shape[1]])
         return learned
 
     def record(self) -> dict[str, Any]:
@@ -163,7 +169,7 @@ class Learner:
         """Hand over the gradient, if there is one and it is finite."""
         settings = self.task.config.optimizer
         if learned is not None:
-            norm = self.network.gradient.norm().item()
+            norm = torch.linalg.vector_norm(self.network.gradient).item()
             sound = math.isfinite(norm)  # checked before any shared write
             self.slot[FAILING] = 0 if sound else self.slot[FAILING] + 1
             if not sound:
@@ -178,8 +184,7 @@ class Learner:
             settings.max_staleness,
         )
         if learned is not None:
-            means = learned.loss.item(), norm, learned.q_values.mean().item()
-            self.statistics.add(*means, staleness)
+            self.statistics.add(learned.loss, norm, learned.q_mean, staleness)
 
     def _record(self, count: int) -> None:
         """Count a vector step at once, so that a kill loses at most one."""
@@ -215,16 +220,12 @@ class Statistics:
 
     def add(self, loss: float, grad_norm: float, q_mean: float, staleness: int) -> None:
         """Count one update."""
-        self.merge(
-            {
-                "updates": 1,
-                "loss": loss,
-                "grad_norm": grad_norm,
-                "q_mean": q_mean,
-                "staleness": staleness,
-                "staleness_max": staleness,
-            }
-        )
+        self.updates += 1
+        self.loss += loss
+        self.grad_norm += grad_norm
+        self.q_mean += q_mean
+        self.staleness += staleness
+        self.staleness_max = max(self.staleness_max, staleness)
 
     def merge(self, sums: dict[str, float]) -> None:
         """Add the sums of another."""

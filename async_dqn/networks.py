@@ -53,6 +53,8 @@ class QNetwork(nn.Module):
             features = state[0]
         return self.head(features), state
 
+    __call__ = forward  # without what surrounds a module call, as in `layers`
+
     def initial_state(self, count: int) -> State | None:
         """The state of `count` rows at the start of an episode: zeros; None if not recurrent."""
         if self.cell is None:

@@ -32,18 +32,28 @@ class Rollout:
     state: tuple | None = None  # (h, c), torch [B, H] each: recurrent state before row 0
     starts: NDArray[np.bool_] | None = None  # [T+1, B] first observation of an episode
     epsilon: NDArray[np.float32] | None = None  # [B] exploration in force
+    targets: NDArray[np.float32] | None = None  # [T, B], where they hold for all passes
 
-    @property
-    def next_obs(self) -> NDArray:
-        """The TRUE successors [T, B, ...]: the final observation where the row holds a reset."""
-        successors = self.obs[1:]
+    def next_obs(self, rows: NDArray[np.int64] | None = None) -> NDArray:
+        """The TRUE successors [K, ...] of the steps `rows` [K], flat indices t * B + b, as a copy.
+
+        That is the final observation where the next row holds a reset. Without `rows` of all steps,
+        [T, B, ...].
+        """
+        if rows is None:
+            every = np.arange(self.rewards.size)
+            return self.next_obs(every).reshape(self.obs[1:].shape)
+        successors = flat(self.obs[1:])[rows]
         if self.final_rows.size:
-            successors = successors.copy()
-            flat(successors)[self.final_rows] = self.final_obs
+            place = np.full(self.rewards.size, -1)
+            place[self.final_rows] = np.arange(len(self.final_rows))
+            finals = place[rows]
+            ended = finals >= 0
+            successors[ended] = self.final_obs[finals[ended]]
         return successors
 
     def columns(self, index: NDArray[np.int64]) -> "Rollout":
-        """The environments `index` [b] alone, as copies.
+        """The environments `index` [b] alone, as copies; without Q-values where targets are there.
 
         `take`, because what [:, index] gives is not contiguous: its flat form would be a copy.
         """
@@ -52,6 +62,8 @@ class Rollout:
         times, where = np.divmod(self.final_rows, len(every))
         kept = every[where] >= 0
         arrays = {name: getattr(self, name) for name in BY_TIME}
+        if self.targets is not None:
+            arrays["q_values"] = None
         return Rollout(
             **{
                 n: None if array is None else array.take(index, axis=1)
@@ -75,6 +87,7 @@ BY_TIME = (
     "ends",
     "weights",
     "starts",
+    "targets",
 )
 
 

@@ -81,7 +81,7 @@ def slow_targets(algorithm: QLearning, online, target, rollout: Rollout) -> np.n
 
 def gradient_of(algorithm: QLearning, online, target, rollout: Rollout) -> torch.Tensor:
     online.zero_grad()
-    algorithm.loss(online, target, rollout)[0].backward()
+    algorithm.loss(online, target, rollout).backward()
     return torch.cat([parameter.grad.flatten().clone() for parameter in online.parameters()])
 
 
@@ -186,7 +186,7 @@ def test_watkins_cuts_the_step_before_the_exploratory_action() -> None:
 def test_targets_carry_no_gradient_and_take_the_target_networks_values() -> None:
     online, target = small_network(0), small_network(1)
     rollout = random_rollout(online, 1)
-    QLearning(0.65).loss(online, target, rollout)[0].backward()
+    QLearning(0.65).loss(online, target, rollout).backward()
     assert all(parameter.grad is None for parameter in target.parameters())
     assert any(parameter.grad.any() for parameter in online.parameters())
 
@@ -239,14 +239,14 @@ def two_state_rollout(net: Tabular) -> Rollout:
 def test_each_algorithms_gradient_by_hand_on_two_states(settings, first_target) -> None:
     net = Tabular([[2.0, 4.0], [6.0, 8.0]])
     algorithm = build_algorithm(Config.from_flat(settings))
-    loss, q_values, errors = algorithm.loss(net, None, two_state_rollout(net))
-    loss.backward()
+    learned = algorithm.loss(net, None, two_state_rollout(net))
+    learned.backward()
     # Steps taken: Q(0, 1) = 6 towards the first target, Q(1, 0) = 4 towards 6; mean over 2 steps.
     expected = torch.tensor([[0.0, (4 - 6) / 2], [(6 - first_target) / 2, 0.0]])
     torch.testing.assert_close(net.weight.grad, expected)
-    torch.testing.assert_close(loss.item(), ((6 - first_target) ** 2 + 4) / 4)
-    assert q_values.tolist() == [6.0, 4.0] and not q_values.requires_grad
-    assert errors.tolist() == [6 - first_target, 2.0] and not errors.requires_grad
+    assert learned.loss == ((6 - first_target) ** 2 + 4) / 4
+    assert learned.q_mean == (6 + 4) / 2
+    assert learned.errors.tolist() == [6 - first_target, 2.0]
 
 
 def test_double_takes_the_acting_networks_choice_at_the_target_networks_value() -> None:
@@ -379,7 +379,7 @@ def test_registry_builds_what_the_settings_say() -> None:
 
 def test_next_obs_is_the_true_successor_everywhere() -> None:
     rollout = random_rollout(small_network(0), 8, 6, 3)
-    successors, before = rollout.next_obs, rollout.obs.copy()
+    successors, before = rollout.next_obs(), rollout.obs.copy()
     assert rollout.final_rows.size
     for t, b in itertools.product(range(6), range(3)):
         (where,) = np.nonzero(rollout.final_rows == t * 3 + b)

@@ -112,7 +112,7 @@ def test_same_step_tape_over_two_rollouts(mode: str) -> None:
         weights=[1, 1, 1, 1],
     )
     check_finals(first, {(1, 0): (0, 2), (2, 1): (0, 3), (3, 0): (1, 2)})
-    assert numbers(first.next_obs) == [
+    assert numbers(first.next_obs()) == [
         [(0, 1), (0, 1)],
         [(0, 2), (0, 2)],
         [(1, 1), (0, 3)],
@@ -193,7 +193,7 @@ def test_next_step_tape_over_two_rollouts() -> None:
     )
     for rollout in (first, second):
         check_finals(rollout, {})
-        np.testing.assert_array_equal(rollout.next_obs, rollout.obs[1:])
+        np.testing.assert_array_equal(rollout.next_obs(), rollout.obs[1:])
     assert counts == [2, 2, 1, 1, 2, 1, 2, 1]
     assert list(collector.finished) == [(3, 2), (6, 3), (3, 2), (6, 3), (3, 2)]
 
@@ -204,7 +204,7 @@ def test_no_transition_of_weight_1_links_two_episodes(mode: str) -> None:
     seen = set()
     for _ in range(20):
         rollout = collect(collector)
-        before, after = numbers(rollout.obs[:-1]), numbers(rollout.next_obs)
+        before, after = numbers(rollout.obs[:-1]), numbers(rollout.next_obs())
         for t, b in np.argwhere(rollout.weights > 0):
             (episode, step), successor = before[t][b], after[t][b]
             assert successor == (episode, step + 1)
@@ -356,6 +356,7 @@ def test_columns_of_a_rollout_are_those_environments_with_their_last_observation
     assert rollout.final_rows.size > 1
     for index in ([1], [1, 0], [0, 1]):
         part = rollout.columns(np.array(index))
-        for name in ("obs", "actions", "q_values", "rewards", "ends", "next_obs"):
+        for name in ("obs", "actions", "q_values", "rewards", "ends"):
             np.testing.assert_array_equal(getattr(part, name), getattr(rollout, name)[:, index])
+        np.testing.assert_array_equal(part.next_obs(), rollout.next_obs()[:, index])
         np.testing.assert_array_equal(part.epsilon, rollout.epsilon[index])

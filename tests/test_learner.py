@@ -99,8 +99,8 @@ def test_an_update_moves_theta_by_the_gradient_of_the_loss_on_its_rollout(algori
                 torch.as_tensor(vector).clone(), module.parameters()
             )
         moved = bench.update()
-        loss, *_ = bench.learner.algorithm.loss(net, target if sync else None, rollouts[-1])
-        gradient = torch.autograd.grad(loss, list(net.parameters()))
+        bench.learner.algorithm.loss(net, target if sync else None, rollouts[-1]).backward()
+        gradient = [parameter.grad for parameter in net.parameters()]
         expected = -0.5 * torch.cat([part.flatten() for part in gradient])
         torch.testing.assert_close(moved[: len(expected)], expected, rtol=1e-3, atol=1e-6)
         assert moved.any()
@@ -277,7 +277,7 @@ def test_every_pass_teaches_each_environment_once_in_minibatches() -> None:
     collector, algorithm, batches = bench.learner.collector, bench.learner.algorithm, []
 
     class Kept:
-        act = algorithm.act
+        act, fix_targets = algorithm.act, algorithm.fix_targets
 
         def loss(self, online, target, rollout):
             batches.append(rollout)
@@ -291,6 +291,47 @@ def test_every_pass_teaches_each_environment_once_in_minibatches() -> None:
         assert {len(batch.rewards[0]) for batch in batches[k : k + 3]} == {1, 2}
         taken = [row for batch in batches[k : k + 3] for row in batch.actions[:4].T.tolist()]
         assert sorted(taken) == sorted(whole)
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"algorithm": "q-lambda", "trace": "watkins"},
+        {"algorithm": "q-lambda", "munchausen": True},
+        {"algorithm": "n-step-q", "distributional": "quantile"},
+    ],
+)
+def test_passes_share_targets_only_where_each_would_compute_the_same(settings, end) -> None:
+    """After a truncation they do not: its last observation was never acted on."""
+    kwargs, moved, shared = {"lengths": (3,), "ends": (end,)}, [], []
+    asks_network = "munchausen" in settings or "distributional" in settings
+    for shares in (True, False):
+        bench = Bench(
+            NumberedEnv, kwargs, **settings, epochs=2, minibatches=2, target_sync_steps=None
+        )
+        algorithm = bench.learner.algorithm
+
+        def fix_targets(rollout, algorithm=algorithm, shares=shares):
+            if shares:
+                type(algorithm).fix_targets(algorithm, rollout)
+                shared.append(rollout.targets is not None)
+
+        vars(algorithm)["fix_targets"] = fix_targets
+        moved.append([bench.update() for _ in range(3)])
+    assert shared == [not asks_network and end == "terminated"] * 3
+    for with_sharing, without in zip(*moved, strict=True):
+        assert with_sharing.any() and torch.equal(with_sharing, without)
+
+
+def test_moments_that_fade_away_become_zero_not_denormal() -> None:
+    """A denormal times 0.9 never gets to 0, and makes every update slow."""
+    bench = Bench(optimizer=SharedAdam())
+    moments = bench.store.states[0]
+    moments.fill_(1e-37)
+    for _ in range(100):
+        bench.store.push(torch.zeros_like(bench.store.theta), 1e-3)
+    assert not moments[0].any()
 
 
 def test_what_was_drawn_gets_the_priority_of_its_error() -> None:
@@ -309,7 +350,7 @@ def test_what_was_drawn_gets_the_priority_of_its_error() -> None:
     for _ in range(6):
         bench.update()
         if losses:
-            errors = losses[-1].errors.numpy()
+            errors = losses[-1].errors
             expected = dict(zip(shard._drawn.tolist(), (errors + 1e-6) ** np.float32(0.6)))
             for leaf, priority in expected.items():
                 assert shard._tree.masses[leaf] == pytest.approx(priority, rel=1e-5)

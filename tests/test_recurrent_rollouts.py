@@ -119,7 +119,7 @@ def test_successors_are_one_step_on_from_the_state_at_the_row(mode: str, own: bo
     ends = np.zeros(2, int)
     for _ in range(5):
         rollout = collect(collector)
-        true = rollout.next_obs
+        true = rollout.next_obs()
         expected = np.zeros((LENGTH, 2, 2), np.float32)
         for t, (_, state) in zip(range(LENGTH), walk(other, rollout)):
             expected[t], _ = step(other, true[t], state)
@@ -217,7 +217,7 @@ def test_the_successor_of_any_row_has_the_noise_of_its_environment(recurrent: bo
     assert rollout.final_rows.tolist() == [3, 4, 7]  # environment 1 is the first to end
     for t, b in itertools.product(range(LENGTH), range(2)):
         alone = successors(net, rollout, np.array([t * 2 + b])).q_values[0]
-        pair = np.stack([rollout.next_obs[t, b]] * 2)
+        pair = np.stack([rollout.next_obs()[t, b]] * 2)
         state = None
         if recurrent:
             after = next(itertools.islice(walk_together(net, rollout), t, None))

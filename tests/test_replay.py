@@ -172,7 +172,7 @@ def check_segment(tape: Tape, sample: Rollout, column: int) -> None:
         silent = k + 1 < len(sample.rewards) and following.weight == 0
         assert sample.ends[k, column] == (step.end or silent)
         if step.successor is not None:
-            assert tuple(sample.next_obs[k, column].astype(int).tolist()) == step.successor
+            assert tuple(sample.next_obs()[k, column].astype(int).tolist()) == step.successor
 
 
 @pytest.mark.parametrize("next_step", [False, True])
@@ -237,7 +237,7 @@ def test_the_true_final_observation_stays_until_its_step_is_overwritten(terminat
         rollout.obs[1] += 1
         shard.add(rollout)
         sample = shard.sample(rng, 1.0)
-        now, following = sample.obs[0, :, 0], sample.next_obs[0, :, 0]
+        now, following = sample.obs[0, :, 0], sample.next_obs()[0, :, 0]
         ended = now % 2 == 0
         np.testing.assert_array_equal(following, np.where(ended, 1000 + now, now + 1))
         np.testing.assert_array_equal(sample.ends[0], ended)

@@ -69,12 +69,12 @@ def test_sarsa_values_the_action_taken_next_and_expects_at_truncations(has_targe
 
 def test_sarsas_gradient_by_hand_on_two_states() -> None:
     net = Tabular([[2.0, 4.0], [6.0, 8.0]])
-    loss, _, errors = Sarsa(0.0).loss(net, None, two_state_rollout(net))
-    loss.backward()
+    learned = Sarsa(0.0).loss(net, None, two_state_rollout(net))
+    learned.backward()
     # Next actions are 0 and 1: targets 1 + 0.5 * Q(1, 0) = 3 and 3 + 0.5 * Q(0, 1) = 6.
     expected = torch.tensor([[0.0, (4 - 6) / 2], [(6 - 3) / 2, 0.0]])
     torch.testing.assert_close(net.weight.grad, expected)
-    assert errors.tolist() == [3.0, 2.0]
+    assert learned.errors.tolist() == [3.0, 2.0]
 
 
 # Value rescaling
@@ -253,7 +253,7 @@ def test_a_distribution_learns_a_two_valued_return(head) -> None:
             ends=np.ones_like(rollout.ends),
         )
         optimizer.zero_grad()
-        algorithm.loss(net, None, rollout).loss.backward()
+        algorithm.loss(net, None, rollout).backward()
         optimizer.step()
     with torch.no_grad():
         output = net(torch.ones(1, WIDTH))[0]
@@ -291,7 +291,7 @@ class Policy(nn.Module):
 def test_a3cs_gradient_by_hand_on_two_states() -> None:
     net = Policy([[0.3, -0.2], [1.1, 0.4]], [2.0, 5.0])
     rollout = two_state_rollout(net)
-    ActorCritic(entropy_weight=0.1).loss(net, None, rollout).loss.backward()
+    ActorCritic(entropy_weight=0.1).loss(net, None, rollout).backward()
     pi = torch.softmax(net.logits.detach(), 0)  # [A, S]
     # Returns: second step 3 + 0.5 * V(0) = 4, first 1 + 0.5 * 4 = 3; V(0) = 2, V(1) = 5.
     advantages = {0: 3.0 - 2.0, 1: 4.0 - 5.0}

@@ -29,6 +29,8 @@ from async_dqn.rollout import Rollout, flat
 class Distributional(QLearning):
     """What both share; `lam` is 0 or 1."""
 
+    asks_network = True
+
     def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Loss:
         """The mean divergence of the distributions of the actions taken from their targets."""
         returns, atoms = self.target_distributions(online, target, rollout)

@@ -20,6 +20,8 @@ ALPHA, TAU, LOWEST = 0.9, 0.03, -1.0
 class Munchausen(QLearning):
     """Q-learning with the maximum replaced by its soft form."""
 
+    asks_network = True
+
     def rewards(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Floats:
         q_values = present(online if target is None else target, rollout).q_values
         log_pi = (q_values / TAU).log_softmax(1).gather(1, actions_taken(rollout))

@@ -7,6 +7,7 @@ choose the action that the target network values.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from torch import nn
 from async_dqn.algorithms.rollout_passes import (
     Loss,
     acting_q_values,
-    actions_taken,
     present,
+    seen_while_acting,
+    squared_loss,
     successors,
-    weighted_loss,
 )
 from async_dqn.exploration import EPSILON_GREEDY, Choice, Floats, Policy
 from async_dqn.networks import QOutput
@@ -36,6 +37,7 @@ class QLearning:
     watkins: bool = False  # cut the return before an exploratory action
     rescaled: bool = False  # the network's outputs are h(Q) (Pohlen et al. 2018)
     policy: Policy = EPSILON_GREEDY
+    asks_network: ClassVar[bool] = False  # for targets: Q-values seen while acting do not suffice
 
     def act(self, output: QOutput, epsilon: Floats, generator: np.random.Generator) -> Choice:
         """Return actions [B] and which of them are greedy [B]."""
@@ -43,10 +45,15 @@ class QLearning:
 
     def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Loss:
         """Half the squared error of the actions taken. The weights must not all be 0."""
-        targets = torch.from_numpy(self.targets(online, target, rollout)).flatten()
-        chosen = present(online, rollout).q_values.gather(1, actions_taken(rollout)).squeeze(1)
-        errors = targets - chosen
-        return weighted_loss(rollout, 0.5 * errors.square(), chosen, errors.abs())
+        targets = rollout.targets
+        if targets is None:
+            targets = self.targets(online, target, rollout)
+        return squared_loss(rollout, present(online, rollout).q_values, targets)
+
+    def fix_targets(self, rollout: Rollout) -> None:
+        """Compute them once for several passes without a target network, if none asks a network."""
+        if not self.asks_network and seen_while_acting(rollout):
+            rollout.targets = self.targets(None, None, rollout)
 
     @torch.inference_mode()
     def targets(

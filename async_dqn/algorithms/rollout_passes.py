@@ -17,20 +17,45 @@ from async_dqn.rollout import Rollout, flat
 class Loss(NamedTuple):
     """What an update needs and reports."""
 
-    loss: torch.Tensor  # []
-    q_values: torch.Tensor  # [T * B] of the actions taken, without a graph
-    errors: torch.Tensor  # [T * B] not negative, the priorities of replay; without a graph
+    loss: float
+    q_mean: float  # of the actions taken
+    errors: NDArray[np.float32]  # [T * B] not negative, the priorities of replay
+    outputs: torch.Tensor  # what has a graph: of the network, or the loss itself, []
+    gradient: torch.Tensor | None = None  # of the loss by `outputs`, where these are the network's
+
+    def backward(self) -> None:
+        """Add the gradient of the loss to that of the parameters."""
+        self.outputs.backward(self.gradient)
 
 
 def weighted_loss(rollout: Rollout, terms: torch.Tensor, chosen: torch.Tensor, errors) -> Loss:
     """The weighted MEAN of `terms` [T * B], which must not all have weight 0.
 
-    The mean (Mnih et al. 2016 sum) keeps the learning rate independent of T and B.
+    The mean (Mnih et al. 2016 sum) keeps the learning rate independent of T and B. `chosen` are
+    the Q-values of the actions taken.
     """
     weights = torch.from_numpy(rollout.weights).flatten()
     assert terms.shape == weights.shape == chosen.shape
     loss = (weights * terms).sum() / weights.sum()
-    return Loss(loss, chosen.detach(), errors.detach())
+    return Loss(loss.item(), chosen.mean().item(), errors.detach().numpy(), loss)
+
+
+def squared_loss(rollout: Rollout, q_values: torch.Tensor, targets: NDArray[np.float32]) -> Loss:
+    """Half the squared error of the actions taken, as `weighted_loss`; q_values are [T * B, A].
+
+    The gradient in closed form: in a small batch the graph of the loss costs as much as that of
+    the network.
+    """
+    values, weights = q_values.detach().numpy(), rollout.weights.reshape(-1)
+    taken = np.arange(len(values)), rollout.actions[:-1].reshape(-1)
+    chosen = values[taken]
+    errors = targets.reshape(-1) - chosen
+    shares = weights / weights.sum()
+    weighted = shares * errors
+    gradient = np.zeros_like(values)
+    gradient[taken] = -weighted
+    loss = 0.5 * float(np.dot(weighted, errors))
+    return Loss(loss, float(chosen.mean()), np.abs(errors), q_values, torch.from_numpy(gradient))
 
 
 def actions_taken(rollout: Rollout) -> torch.Tensor:
@@ -56,7 +81,7 @@ def successors(net: nn.Module, rollout: Rollout, rows: NDArray[np.int64]) -> QOu
         obs, starts = torch.from_numpy(rollout.obs[:-1]), torch.from_numpy(rollout.starts[:-1])
         _, states = net.unroll(obs, rollout.state, starts)
         state = tuple(part.flatten(0, 1)[every] for part in states)
-    output, _ = net(torch.from_numpy(flat(rollout.next_obs)[every]), state)
+    output, _ = net(torch.from_numpy(rollout.next_obs(every)), state)
     if every is rows:
         return output
     return QOutput(*(None if part is None else part[rows] for part in output))
@@ -73,10 +98,20 @@ def acting_q_values(net: nn.Module, rollout: Rollout) -> NDArray[np.float32]:
         every = np.arange(rollout.rewards.size)
         return successors(net, rollout, every).q_values.numpy().reshape(*shape, -1)
     q_values = rollout.q_values[1:]
-    rows = rollout.final_rows
-    rows = rows[flat(rollout.discounts[:, :, None])[rows, 0] > 0]  # truncated, not terminated
+    rows = _truncated(rollout)
     if not rows.size:
         return q_values
     q_values = q_values.copy()
     flat(q_values)[rows] = successors(net, rollout, rows).q_values.numpy()
     return q_values
+
+
+def seen_while_acting(rollout: Rollout) -> bool:
+    """Whether the Q-values of all successors were: `acting_q_values` then asks no network."""
+    return rollout.q_values is not None and not _truncated(rollout).size
+
+
+def _truncated(rollout: Rollout) -> NDArray[np.int64]:
+    """The steps with a final observation that did not terminate."""
+    rows = rollout.final_rows
+    return rows[rollout.discounts.reshape(-1)[rows] > 0]
