@@ -271,7 +271,8 @@ def test_measuring_finds_times_of_every_part_and_touches_nothing_else():
     info = envs.probe(spec)
     times = measure(Task(config, spec, info, choose(config, info)), seconds=0.05)
     found = vars(times)
-    assert found.pop("play_row_s") >= 0  # next to nothing where all are stepped as one
+    # Of little, where all are stepped as one, each of the two may come out as nothing.
+    assert found.pop("play_row_s") + found.pop("play_s") > 0
     assert all(0 < value < math.inf for value in found.values())
     assert times.bandwidth > 1e6
 

@@ -108,8 +108,8 @@ def test_a_module_imports_lower_floors_only(name: str) -> None:
 
 
 @each_source
-def test_no_module_is_over_300_lines(name: str) -> None:
-    assert len(SOURCES[name].read_text().splitlines()) <= 300
+def test_no_module_is_over_400_lines(name: str) -> None:
+    assert len(SOURCES[name].read_text().splitlines()) <= 400
 
 
 @each_source
