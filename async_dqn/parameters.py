@@ -36,6 +36,9 @@ RUN, FINISH, QUIT = range(3)  # the evaluator's orders
 SEATS = 20  # episodes that one player plays at once, at most
 
 
+LOOKS_PER_SECOND = 10_000  # of all workers that wait for budget
+
+
 def sections(
     workers: int, size: int, optimizer_rows: int, shared: bool = True, players: int = 0
 ) -> tuple[Section, ...]:
@@ -241,7 +244,8 @@ class ParameterStore:
     def idle(self, lr: float) -> None:
         """Wait a moment for more budget; `lr` is for stores whose workers update together."""
         self.slot[PHASE], self.slot[HEARTBEAT_NS] = WAITING, time.monotonic_ns()
-        time.sleep(0.001)
+        # All together look no oftener than that: hundreds that wait would leave no core to work.
+        time.sleep(max(0.001, len(self.slots) / LOOKS_PER_SECOND))
 
     def total(self, word: int) -> int:
         """Sum of one word over all slots."""

@@ -259,8 +259,9 @@ class Supervisor:
         counted = self.store.slots[: len(self.workers), STEPS]
         budget = self.budget - int(self.store.slots[-1, STEPS])
         speeds = self.run_.reporter.worker_speeds
-        retired = [worker.index for worker in self.workers if worker.retired]
-        grant(self.block["limits"], counted, budget, self.rollout_steps, speeds, retired)
+        # Who has not been started would only keep steps from those who wait for some.
+        idle = [w.index for w in self.workers if w.retired or w.incarnation < 0]
+        grant(self.block["limits"], counted, budget, self.rollout_steps, speeds, idle)
 
     # The end
 

@@ -432,7 +432,7 @@ def test_a_tiny_dev_shm_is_enough(tmp_path):
 def test_no_step_is_granted_before_the_target_network_has_its_keeper():
     """A late evaluator would leave the workers with the target network of step 0."""
 
-    def granted(evaluator_beat: int, incarnation: int, **settings) -> int:
+    def granted(evaluator_beat: int, incarnation: int, started: int = 2, **settings) -> list[int]:
         config = Config.from_flat({"workers": 2, "steps": 1000, **settings})
         block = SharedBlock(sections(2, 16, 2))
         store = ParameterStore(block, SharedAdam(), 3)
@@ -445,10 +445,15 @@ def test_no_step_is_granted_before_the_target_network_has_its_keeper():
         supervisor = Supervisor(run)
         store.slots[2, HEARTBEAT_NS] = evaluator_beat
         supervisor.evaluator.incarnation = incarnation
+        for worker in supervisor.workers[:started]:
+            worker.incarnation = 0
         supervisor._grant()
-        return int(block["limits"].sum())
+        return block["limits"].tolist()
 
-    assert granted(0, 0) == 0
-    assert granted(1, 0) > 0
-    assert granted(0, 1) > 0  # the first one died: nobody waits for ever
-    assert granted(0, 0, target_sync_steps=None) > 0
+    assert not any(granted(0, 0))
+    assert all(granted(1, 0))
+    assert all(granted(0, 1))  # the first one died: nobody waits for ever
+    assert all(granted(0, 0, target_sync_steps=None))
+    # Who is not there yet keeps no steps from those who are.
+    first, second = granted(1, 0, started=1)
+    assert first > 0 and second == 0
