@@ -1,9 +1,12 @@
-"""What this machine's CPU offers, cores and instructions, and how many processes evaluate on it."""
+"""What this machine offers: usable cores, instructions for bfloat16, memory, processes."""
 
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 MOST_EVALUATING = 16  # processes
+V1_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def evaluation_processes(workers: int, cores: int) -> int:
@@ -24,24 +27,76 @@ def has_bfloat16(root: Path = Path("/")) -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that may still be used, by the machine and by the control groups; None if unknown."""
+    words = _read_words(root / "proc/meminfo")
+    if "MemAvailable:" not in words:  # not Linux
+        return None
+    free = [1024 * int(words[words.index("MemAvailable:") + 1])]
+    for group in _cgroups("memory", root):
+        cached = dict(pair.split() for pair in _read_words(group / "memory.stat", "\n") if pair)
+        for names in (("memory.max", "memory.current"), V1_MEMORY):
+            for limit, used in _numbers(group, *names):  # the cache of files gives way
+                kept = used - sum(
+                    int(cached.get(key, 0)) for key in ("inactive_file", "active_file")
+                )
+                free.append(limit - kept)
+    return max(0, min(free))
+
+
+def free_tasks(root: Path = Path("/")) -> int | None:
+    """How many more processes and threads may be started; None if nothing limits them."""
+    free = [
+        limit - used
+        for group in _cgroups("pids", root)
+        for limit, used in _numbers(group, "pids.max", "pids.current")
+    ]
+    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if limit != resource.RLIM_INFINITY and os.geteuid():  # it does not hold for root
+        free.append(limit - _tasks_of(os.geteuid(), root))
+    return min(free, default=None)
+
+
+def _tasks_of(user: int, root: Path) -> int:
+    count = 0
+    for process in (root / "proc").glob("[0-9]*"):
+        try:
+            if process.stat().st_uid == user:
+                count += len(os.listdir(process / "task"))
+        except OSError:  # it has ended
+            continue
+    return count
+
+
 def _cgroup_quotas(root: Path) -> list[float]:
     """CPU quotas in cores, of this process's control group and of all groups above it."""
-    mounts = root / "sys/fs/cgroup"
     quotas = []
+    for group in _cgroups("cpu", root):
+        quotas += _numbers(group, "cpu.max")
+        quotas += _numbers(group, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+    return [quota / period for quota, period in quotas if period]
+
+
+def _cgroups(controller: str, root: Path) -> Iterator[Path]:
+    """Folders of this process's control group and of all groups above it.
+
+    Version 2 has one hierarchy; version 1 mounts by controller, some of them together.
+    """
+    mounts = root / "sys/fs/cgroup"
     for line in _read_words(root / "proc/self/cgroup", "\n"):
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         inner = Path(group.lstrip("/"))
         for level in [inner, *inner.parents]:
-            # Version 2 has one hierarchy and one file; version 1 mounts by controller.
-            quotas.append(_read_words(mounts / level / "cpu.max"))
-            for mount in ("cpu", "cpu,cpuacct"):
-                v1 = mounts / mount / level
-                quota, period = v1 / "cpu.cfs_quota_us", v1 / "cpu.cfs_period_us"
-                quotas.append(_read_words(quota) + _read_words(period))
-    pairs = [pair for pair in quotas if len(pair) == 2 and pair[0].isdigit() and int(pair[1])]
-    return [int(quota) / int(period) for quota, period in pairs]
+            for mount in (".", controller, controllers):
+                yield mounts / mount / level
+
+
+def _numbers(group: Path, *names: str) -> list[tuple[int, int]]:
+    """The two numbers in these files, in a list; none where one is missing or no number."""
+    words = [word for name in names for word in _read_words(group / name)]
+    return [(int(words[0]), int(words[1]))] if len(words) == 2 and words[0].isdigit() else []
 
 
 def _read_words(path: Path, separator: str | None = None) -> list[str]:

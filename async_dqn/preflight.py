@@ -1,5 +1,6 @@
 """What a run needs of the machine: refused before anything is written, not halfway."""
 
+import math
 import os
 import resource
 import shutil
@@ -9,23 +10,32 @@ import torch
 
 from async_dqn.checkpoint_format import Checkpoint, of_worker
 from async_dqn.config import UserError
+from async_dqn.cores import free_memory, free_tasks
 from async_dqn.parameters import check_named, flat_vector, padded_size
+from async_dqn.replay import segment_length
 from async_dqn.resume import stored_config
 from async_dqn.settings import show
 from async_dqn.task import Task
 
 CHECKPOINTS = 3  # the last one, the best, and one that is being written
 FILES, FILES_PER_CHILD = 30, 4
-MEMORY = Path("/proc/meminfo")
+TASKS, TASKS_PER_CHILD = 4, 2  # processes and threads
+# What a process of its own holds at its first update, beside what depends on the settings:
+# 17 MB with CartPole, where that is next to nothing (benchmarks/results/startup.md).
+WORKER_BYTES = 17 * 10**6
 
 
 def check_machine(task: Task, folder: Path) -> None:
     """The device, open files, memory, and room where `folder` will be; raises UserError."""
     check_device(task.config.run.device)
     size, replay = padded_size(task.network()), task.replay_bytes
+    needed = sum(section.bytes for section in task.sections(size)) + replay
     if task.config.parallel.mode != "serial":
-        _check_files(task.config.parallel.workers, task.most_players)
-    check_memory(sum(section.bytes for section in task.sections(size)) + replay)
+        workers, players = task.config.parallel.workers, task.most_players
+        _check_files(workers, players)
+        _check_tasks(workers, players)
+        needed += (workers + task.players) * _worker_bytes(task, size)
+    check_memory(needed)
     stored = replay if task.config.parallel.mode == "serial" else 0
     owners = 1 if task.shared_state else task.config.parallel.workers
     vectors = 2 + owners * task.optimizer().rows  # parameters, target network, optimiser
@@ -72,16 +82,35 @@ def _check_files(workers: int, players: int) -> None:
         )
 
 
+def _check_tasks(workers: int, players: int) -> None:
+    free, needed = free_tasks(), TASKS + TASKS_PER_CHILD * (workers + 1 + players)
+    if free is not None and free < needed:
+        raise UserError(
+            f"cannot start {workers} workers: too many processes (free {max(0, free)}, need "
+            f"{needed}); raise ulimit -u or pids.max, or lower --workers"
+        )
+
+
+def _worker_bytes(task: Task, size: int) -> int:
+    """What a worker needs at the least: its networks, its process, and what a pass of its batch
+    keeps, of which the observations and two layers as large are counted (in float32).
+    """
+    config, parallel = task.config, task.config.parallel
+    rows = -(-parallel.envs_per_worker * parallel.rollout_length // parallel.minibatches)
+    if config.replay.replay != "none":
+        length = segment_length(config.algorithm.algorithm, parallel.rollout_length)
+        rows = config.replay.batch_size * length
+    numbers = 3 * size + 3 * rows * math.prod(task.info.observation_shape)
+    return WORKER_BYTES + 4 * numbers
+
+
 def check_memory(needed: int) -> None:
     """Raise UserError where `needed` bytes are not free."""
-    if not MEMORY.exists():  # not Linux
-        return
-    fields = dict(line.split(":") for line in MEMORY.read_text().splitlines())
-    free = 1024 * int(fields["MemAvailable"].split()[0])
-    if needed > free:
+    free = free_memory()
+    if free is not None and needed > free:
         raise UserError(
-            f"cannot reserve {_mb(needed)} of memory (free {_mb(free)}); lower --replay-capacity, "
-            "or choose a smaller network"
+            f"cannot reserve {_mb(needed)} of memory (free {_mb(free)}); lower --workers or "
+            "--replay-capacity, or choose a smaller network"
         )
 
 

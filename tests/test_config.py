@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import os
+import resource
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from async_dqn import presets
+from async_dqn import cores, presets
 from async_dqn.config import SECTIONS, SETTINGS, Config, UserError, usable_cores
 from async_dqn.presets import resolve
 
@@ -295,12 +296,59 @@ def test_large_runs_load_on_small_machines():
 )
 def test_usable_cores_respect_quota(tmp_path, monkeypatch, cgroup, files, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    for name, text in {"proc/self/cgroup": cgroup}.items() | {
-        (f"sys/fs/cgroup/{name}", text) for name, text in files.items()
-    }:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text + "\n")
+    write_groups(tmp_path, cgroup, files)
     assert usable_cores(tmp_path) == cores
+
+
+def write_groups(root: Path, cgroup: str, files: dict[str, str]) -> None:
+    """A /proc and a /sys below `root`, with 8,000 bytes of memory free."""
+    wanted = {"proc/self/cgroup": cgroup, "proc/meminfo": "MemAvailable: 8 kB"}
+    for name, text in (wanted | {f"sys/fs/cgroup/{n}": text for n, text in files.items()}).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+
+
+V2 = {"memory.max": "max", "a/memory.max": "5000", "a/memory.current": "4000"}
+V1 = {
+    "memory/a/memory.limit_in_bytes": "5000",
+    "memory/a/memory.usage_in_bytes": "2000",
+}
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "free"),
+    [
+        ("0::/\n", {}, 8192),
+        ("0::/a/b\n", V2, 1000),
+        ("0::/a\n", {**V2, "a/memory.stat": "anon 9\ninactive_file 300\nactive_file 20"}, 1320),
+        ("0::/a\n", {**V2, "a/memory.max": "3000"}, 0),
+        ("3:cpu:/x\n2:memory:/a\n", V1, 3000),
+        ("3:cpu:/a\n", V1, 8192),
+    ],
+)
+def test_free_memory_is_that_of_the_narrowest_group(tmp_path, cgroup, files, free):
+    write_groups(tmp_path, cgroup, files)
+    assert cores.free_memory(tmp_path) == free
+
+
+def test_free_tasks_are_those_of_the_narrowest_group_and_of_the_user(tmp_path, monkeypatch):
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: unlimited)
+    write_groups(tmp_path, "1:pids:/a\n", {"pids/a/pids.max": "max", "pids/a/pids.current": "9"})
+    assert cores.free_tasks(tmp_path) is None
+    write_groups(tmp_path, "0::/a\n", {"a/pids.max": "50", "a/pids.current": "9"})
+    assert cores.free_tasks(tmp_path) == 41
+    for task in ("7/task/7", "7/task/8", "9/task/9"):
+        (tmp_path / "proc" / task).mkdir(parents=True)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert cores.free_tasks(tmp_path) == 41
+    if os.getuid() == 0:
+        os.chown(tmp_path / "proc/7", 1234, -1)
+        os.chown(tmp_path / "proc/9", 1234, -1)
+    user = (tmp_path / "proc/7").stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert cores.free_tasks(tmp_path) == 20 - 3
 
 
 def test_a_preset_for_no_environment_has_tables_for_some() -> None:

@@ -7,10 +7,13 @@ import sys
 
 import pytest
 
-from async_dqn import checkpoint, training
+from async_dqn import checkpoint, preflight, training
 from async_dqn.config import UserError
+from async_dqn.cores import free_memory
 from async_dqn.presets import resolve
-from runs import ROOT, SMALL, Trainer
+from runs import ROOT, SMALL, Trainer, refused
+
+MANY = ("--oversubscribe", "--envs-per-worker", "1")
 
 
 def take_away(trainer: Trainer) -> None:
@@ -54,6 +57,28 @@ def test_memory_that_is_not_there_is_refused_with_nothing_written(tmp_path) -> N
     code, _, err = Trainer(tmp_path, *SMALL, *huge).finish()
     assert code == 2 and err.startswith("error: cannot reserve ") and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_more_workers_than_memory_are_refused_with_nothing_written(tmp_path, capsys) -> None:
+    free = free_memory()
+    workers = str(free // 10**7)  # each needs more than 10 MB
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most[1], most[1]))
+    try:
+        error = refused(
+            capsys, tmp_path, "--runs-dir", f"{tmp_path}/runs", "--workers", workers, *MANY
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert error.startswith("error: cannot reserve ") and "; lower --workers or " in error
+
+
+def test_more_processes_than_allowed_are_refused_with_nothing_written(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(preflight, "free_tasks", lambda: 40)
+    error = refused(capsys, tmp_path, "--runs-dir", f"{tmp_path}/runs", "--workers", "20", *MANY)
+    assert error.startswith("error: cannot start 20 workers: too many processes (free 40, need 46)")
 
 
 @pytest.mark.parametrize("limit", [60, 16])
