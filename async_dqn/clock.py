@@ -26,8 +26,8 @@ MODEL = (
     "N workers on N cores; a pull or push takes up shared memory for bytes / bandwidth seconds "
     "(at most its time alone), first come, first served; computing times vary log-normally; each "
     "push that overlaps another overwrites the share lost_share of it; the target network is "
-    "published target_delay_s after its boundary; the evaluator, on cores of its own, takes "
-    "play_s + n * play_row_s for a step of n environments"
+    "published target_delay_s after its boundary; evaluating, on cores of its own, takes play_s + "
+    "n * play_row_s for a step of n environments, shared by as many processes as evaluate there"
 )
 
 

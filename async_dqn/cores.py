@@ -5,13 +5,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-MOST_EVALUATING = 16  # processes
 V1_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-
-
-def evaluation_processes(workers: int, cores: int) -> int:
-    """How many processes evaluate beside `workers`: on the idle cores, and a tenth of those."""
-    return min(MOST_EVALUATING, max(1, cores - workers, round(workers / 10)))
 
 
 def usable_cores(root: Path = Path("/")) -> int:

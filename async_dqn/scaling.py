@@ -15,6 +15,7 @@ from typing import Any
 
 REFERENCE = 2  # workers, for which defaults and presets hold that do not say otherwise
 STALENESS_POWER = 0.2  # of the number of workers, by which the rate falls beside that of the batch
+MOST_EVALUATING = 16  # processes
 LEAST_ROUNDS = {"epsilon_steps": 100, "target_sync_steps": 2}  # of rollouts of all workers
 # The settings that follow from the number of workers, unless they are given.
 FOLLOWING = (
@@ -84,3 +85,8 @@ def momentum(beta1: float, others: float) -> float:
     """
     age = max(0.0, beta1 / (1 - beta1) - others)
     return age / (1 + age)
+
+
+def evaluation_processes(workers: int, cores: int) -> int:
+    """How many processes evaluate beside `workers`: on the idle cores, and a tenth of those."""
+    return min(MOST_EVALUATING, max(1, cores - workers, round(workers / 10)))

@@ -24,6 +24,7 @@ from async_dqn.parameters import STEPS, ParameterStore
 from async_dqn.reports import REPORT_SECONDS
 from async_dqn.rollout import Rollout
 from async_dqn.run import Run
+from async_dqn.scaling import evaluation_processes
 from async_dqn.serial import SerialTrainer, exhaust
 from async_dqn.task import Task
 
@@ -89,6 +90,8 @@ class SimulatedEvaluator(Evaluator):
     def __init__(self, task: Task, store: ParameterStore, best: float | None):
         super().__init__(task, store, best)
         self.taken_s = self._cpu_s = 0.0
+        workers = task.config.parallel.workers
+        self._processes = 1 if task.info.batched else evaluation_processes(workers, workers)
 
     def attach(self, times: Times, clock: VirtualClock) -> None:
         """Take this long, and count by this clock."""
@@ -104,7 +107,7 @@ class SimulatedEvaluator(Evaluator):
                 return end.value
             cost = self._times.play_s + stepped * self._times.play_row_s
             self._cpu_s += cost
-            self.taken_s += cost
+            self.taken_s += cost / self._processes
             yield stepped
 
     @property

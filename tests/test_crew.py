@@ -15,7 +15,6 @@ import torch
 from async_dqn import architecture, envs, parameters, processes
 from async_dqn.child import Lifeline
 from async_dqn.config import Config
-from async_dqn.cores import MOST_EVALUATING, evaluation_processes
 from async_dqn.crew import Crew, run_player
 from async_dqn.env_spec import EnvSpec
 from async_dqn.evaluator import Evaluation, Evaluator
@@ -210,22 +209,3 @@ def test_the_share_counts_the_cpu_time_of_all_who_evaluate(team) -> None:
     made.children[1].join()
     made.slot(1)[CPU_NS] += int(0.2 * allowed * 1e9)
     assert not evaluator.affordable()
-
-
-def test_how_many_processes_evaluate() -> None:
-    two_cores = [evaluation_processes(workers, 2) for workers in (1, 2, 3, 16, 64, 256)]
-    assert two_cores == [1, 1, 1, 2, 6, 16]
-    assert [evaluation_processes(2, cores) for cores in (1, 2, 3, 4, 16, 64)] == [
-        1,
-        1,
-        1,
-        2,
-        14,
-        16,
-    ]
-    for workers in range(1, 300):
-        for cores in (1, 2, 7, 16, 64, 256):
-            count = evaluation_processes(workers, cores)
-            assert 1 <= count <= MOST_EVALUATING
-            assert count >= min(MOST_EVALUATING, workers // 10, max(1, cores - workers))
-            assert count <= evaluation_processes(workers, cores + 1)

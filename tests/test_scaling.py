@@ -7,7 +7,7 @@ import pytest
 
 from async_dqn.config import Config, UserError
 from async_dqn.presets import resolve
-from async_dqn.scaling import FOLLOWING, momentum
+from async_dqn.scaling import FOLLOWING, MOST_EVALUATING, evaluation_processes, momentum
 
 COUNTS = (1, 2, 3, 7, 16, 64, 256)
 PRESETS = ("CartPole-v1", "LunarLander-v3", "MinAtar/Breakout-v1", "ALE/Pong-v5", "Nowhere-v0")
@@ -160,3 +160,22 @@ def test_other_workers_in_a_resumed_run_share_anew_what_was_not_given() -> None:
         **old.by_name(),
         "workers": 16,
     }
+
+
+def test_how_many_processes_evaluate() -> None:
+    two_cores = [evaluation_processes(workers, 2) for workers in (1, 2, 3, 16, 64, 256)]
+    assert two_cores == [1, 1, 1, 2, 6, 16]
+    assert [evaluation_processes(2, cores) for cores in (1, 2, 3, 4, 16, 64)] == [
+        1,
+        1,
+        1,
+        2,
+        14,
+        16,
+    ]
+    for workers in range(1, 300):
+        for cores in (1, 2, 7, 16, 64, 256):
+            count = evaluation_processes(workers, cores)
+            assert 1 <= count <= MOST_EVALUATING
+            assert count >= min(MOST_EVALUATING, workers // 10, max(1, cores - workers))
+            assert count <= evaluation_processes(workers, cores + 1)
