@@ -199,7 +199,8 @@ def _announce(task: "Task", folder: RunFolder, notes: list[str]) -> None:
         return
     for section, settings in config.to_dict().items():
         shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value != {})
-        say(f"{section:12} {shown}")
+        if section != "whole":
+            say(f"{section:12} {shown}")
     say(_sharing(config))
     say(_exploration(config))
     if info.actions is not None:
@@ -216,14 +217,15 @@ def _announce(task: "Task", folder: RunFolder, notes: list[str]) -> None:
 
 
 def _sharing(config: Config) -> str:
-    """What follows from the number of workers, with what it is for few in brackets."""
-    now, parallel = config.by_name(), config.parallel
-    words = f"{parallel.actors} of {parallel.envs_per_worker} environments each"
+    """What follows from the number of workers, beside what it is with few."""
+    now, whole, parallel = config.by_name(), dict(config.whole), config.parallel
+    few = whole.pop("workers", None)
     changed = [
-        f"{name}={now[name]:.4g} ({whole:.4g})"
-        for name, whole in sorted(config.whole.items())
-        if now[name] != whole and name not in ("envs_per_worker", "workers")
+        f"{name} {now[name]:.3g} (with {few} {value:.3g})"
+        for name, value in whole.items()
+        if name != "envs_per_worker" and now[name] != value
     ]
+    words = f"{parallel.actors} of {parallel.envs_per_worker} environments each"
     return f"{'workers':12} " + ", ".join([words, *changed])
 
 
