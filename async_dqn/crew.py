@@ -32,7 +32,7 @@ from async_dqn.seats import UNPLAYABLE, OwnSeats, Played, Seats
 from async_dqn.task import ChildStart
 
 LEAST_SHARE = 5  # episodes a process plays together: one by one they take twice the CPU time
-PAUSE_S, LONG_PAUSE_S = 0.001, 0.01  # of a player without an episode, without an evaluation
+PAUSE_S, LONG_PAUSE_S = 0.001, 0.02  # of a player without an episode, without an evaluation
 
 
 class Crew:
@@ -44,10 +44,10 @@ class Crew:
     def begin(self, first: int = 0, sequence: int = 0, hurry: bool = False) -> None:
         """A new evaluation, of this snapshot, from this episode on.
 
-        In a `hurry` players get as few episodes each as there are.
+        In a `hurry`, when cores are idle, all who may come will have their part of it.
         """
         self._first = self._next = self._whole = self._end = first
-        self._least_share = 1 if hurry else LEAST_SHARE
+        self._hurry = hurry
         self._results: dict[int, Played] = {}
         self._own: set[int] = set()  # what this process plays
         self._playing: Iterator[tuple[int, list[Played]]] | None = None
@@ -103,9 +103,10 @@ class Crew:
     @property
     def _share(self) -> int:
         """How many episodes one process may play at once."""
-        processes = 1 if self._seats is None else 1 + int(self._seats.present.sum())
-        even = -(-(self._end - self._first) // processes)
-        return min(self.player.rows, max(self._least_share, even))
+        present = [] if self._seats is None else self._seats.present
+        players = len(present) if self._hurry else sum(present)
+        even = -(-(self._end - self._first) // (1 + players))
+        return min(self.player.rows, even if self._hurry else max(LEAST_SHARE, even))
 
     def _step(self) -> int:
         """One vector step of the episodes that this process plays; how many."""

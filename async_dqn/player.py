@@ -18,8 +18,8 @@ from async_dqn.seats import Played
 from async_dqn.task import CONFIRMATION, SCREENING, Task
 
 SCREENING_EPISODES = 10
-# At once: games, whose networks take most of the time; others; those stepped as one.
-GAMES, LOOPED_ENVS, BATCHED_ENVS = 5, SEATS, 128
+# At once: games (a larger batch of images costs no less for each); others; those stepped as one.
+GAMES, LOOPED_ENVS, BATCHED_ENVS = 10, SEATS, 128
 
 
 class Source(Protocol):
