@@ -21,6 +21,7 @@ from async_dqn.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
 from async_dqn.memory import SharedBlock
 from async_dqn.parameters import CPU_NS, STARTUP_NS, FlatNetwork, ParameterStore, padded_size
 from async_dqn.player import BATCHED_ENVS, LOOPED_ENVS, Player
+from async_dqn.sequential import MIN_RETURNS
 from async_dqn.task import CONFIRMATION, SCREENING, Task
 
 
@@ -284,3 +285,36 @@ def test_screening_is_cheaper_than_confirming(wanted, screened):
         while True:
             next(steps)
     assert (end.value.value.confirmed, end.value.value.episodes) == (False, screened)
+
+
+def test_a_confirmation_is_given_up_when_its_mean_will_miss_the_goal():
+    def confirmed(goal: float) -> int:
+        evaluator.crew.begin(evaluator.crew.player.screening)
+        for _ in evaluator._confirm(goal):
+            pass
+        return len(evaluator.crew.results(0, evaluator.crew.player.total))
+
+    task = make_player(CueEnv, workers=1, eval_episodes=200).task
+    block = SharedBlock(task.sections(padded_size(task.network())))
+    evaluator = Evaluator(task, ParameterStore(block, task.optimizer(), slot=1), None)
+    assert confirmed(-math.inf) == confirmed(-1e9) == 200
+    assert MIN_RETURNS <= confirmed(1e9) < 60
+
+
+def test_only_a_prefix_of_the_episodes_is_judged():
+    """Those that finish first are the short ones."""
+    player = make_player(eval_episodes=40)
+    crew, seen = Crew(player), 0
+    crew.begin(0)
+    for _ in crew.play(player.total):
+        prefix = [one.number for one in crew.prefix(0)]
+        assert prefix == list(range(len(prefix)))
+        seen += len(prefix) < len(crew.results(0, player.total))
+    assert seen, "some finished before an earlier one"
+
+
+def test_a_threshold_that_is_missed_is_not_confirmed_for_a_best_score_that_costs_too_much():
+    evaluator, store = make_evaluator(stop_at_return=475.0)
+    assert evaluator._goal == -math.inf  # whatever it is, it would be the best
+    store.slot[CPU_NS] = int(0.5e9 * CPU_SECONDS)
+    assert evaluator._goal == 475.0
