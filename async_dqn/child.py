@@ -58,7 +58,8 @@ def enter_child(title: str, lifeline: Lifeline, log: Path) -> None:
     os.setpgid(0, 0)  # a kill of the group also catches what the environment started
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer alone handles Ctrl-C
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked until here
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the fork server ignores them
+        signal.signal(number, signal.SIG_DFL)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)

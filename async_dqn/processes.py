@@ -24,7 +24,7 @@ MAX_FAILURES = 10  # of a child in a row
 PROGRESS_STEPS = 1000  # what ends the row
 LONGEST_PAUSE_S = 10.0
 NAMES = {number.value: number.name for number in signal.Signals}
-PRELOADED = ("async_dqn.uncollected", "async_dqn.worker", "async_dqn.evaluator", "setproctitle")
+PRELOADED = ("async_dqn.fork_server", "async_dqn.worker", "async_dqn.evaluator", "setproctitle")
 
 
 def context() -> BaseContext:
@@ -116,9 +116,10 @@ class Child:
     def start(self, target: Callable[..., None], arguments: tuple, child_end: Connection) -> None:
         """Start the next incarnation; main thread only (the parent-death signal follows it)."""
         self.started_at = time.monotonic()
-        self.process = context().Process(target=target, args=arguments, name=self.name)
+        process = context().Process(target=target, args=arguments, name=self.name)
         with interrupts_blocked():
-            self.process.start()
+            process.start()
+        self.process = process
         child_end.close()  # with our copy open the end of the pipe would never be seen
 
     def records(self) -> Iterator[dict[str, Any]]:

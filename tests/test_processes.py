@@ -366,6 +366,16 @@ def test_a_worker_has_one_compute_thread_and_its_name_and_the_fork_server_has_on
     assert len(os.listdir(f"/proc/{server}/task")) == 1  # it only imports, so it can be forked
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_is_the_trainers_alone(start, number):
+    trainer = start(*SMALL, "--steps", "20_000")
+    trainer.wait_for(lambda: len(children(trainer)) == 3)
+    stat = Path(f"/proc/{trainer.pids('evaluator')[0]}/stat").read_text()
+    os.kill(int(stat.rpartition(")")[2].split()[1]), number)  # as `timeout` does, and a terminal
+    code, _, err = trainer.finish()
+    assert (code, err, trainer.result()["restarts"]) == (0, "", 0)
+
+
 def test_memory_that_a_pass_frees_serves_the_next_one():
     program = """
 import resource, torch

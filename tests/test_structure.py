@@ -15,7 +15,7 @@ FAMILIES = {"algorithms", "peers", "bench"}
 FLOORS = (
     # stand alone
     "settings cores returns exploration leases rollout optimizers memory child durable"
-    " progress layers noisy sum_tree statistics document versions scaling sequential uncollected",
+    " progress layers noisy sum_tree statistics document versions scaling sequential fork_server",
     "method combinations parameters metrics replay clock processes",
     "sections synchronous heartbeats seats",
     "config",
