@@ -51,6 +51,7 @@ __all__ = [
     "probe",
 ]
 
+FEW = 2  # up to here a loop takes less time than NumPy does (CartPole: 19 and 40 us for two)
 ATARI_OURS = ("life_loss_info", "episodic_life", "reward_clipping", "autoreset_mode", "batch_size")
 
 
@@ -95,18 +96,21 @@ def make_env(spec: EnvSpec) -> tuple[gymnasium.Env, int]:
     return numbered(env, spec.action_bins, spec.name), limit
 
 
-def _make_loop(spec: EnvSpec, num_envs: int) -> EnvBatch:
+def _make_loop(spec: EnvSpec, num_envs: int, batched: bool = False) -> EnvBatch:
     env, limit = make_env(spec)
     layout = observation_layout(env.observation_space)
     count = num_actions(env.action_space, spec.name)
-    info = _describe(layout, count, 1, limit, actions=action_mapping(env))
+    info = _describe(layout, count, 1, limit, batched, action_mapping(env))
 
     envs = [env, *(make_env(spec)[0] for _ in range(num_envs - 1))]
     return LoopBatch(LoopVectorEnv(envs, layout, limit), info, lambda: make_env(spec)[0])
 
 
 def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
-    """Use the vector entry point of the id, or None where it has none that serves as it is."""
+    """Use the vector entry point of the id, or None where it has none that serves as it is.
+
+    A loop stands for it where environments are few.
+    """
     if spec.id is None:
         return None
     registered = registered_spec(spec)
@@ -115,7 +119,12 @@ def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
     limit = episode_limit(spec, registered.max_episode_steps)
     kwargs = {**spec.kwargs, "max_episode_steps": limit}
 
-    make = partial(gymnasium.make_vec, registered, num_envs, "vector_entry_point", **kwargs)
+    def make() -> gymnasium.vector.VectorEnv:
+        vector = gymnasium.make_vec(registered, num_envs, "vector_entry_point", **kwargs)
+        if isinstance(vector.action_space, spaces.MultiDiscrete):
+            vector.action_space = OwnActions(vector.action_space.nvec)
+        return vector
+
     try:
         with creation_errors(spec):
             vector = make()
@@ -130,9 +139,19 @@ def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
     if plain and counted and resets in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
         layout = observation_layout(space)
         info = _describe(layout, num_actions(actions, spec.name), 1, limit, batched=True)
-        return EnvBatch(vector, info, make)
+        if num_envs > FEW or registered.entry_point is None:
+            return EnvBatch(vector, info, make)
+        vector.close()
+        return _make_loop(spec, num_envs, batched=True)
     vector.close()
     return None
+
+
+class OwnActions(spaces.MultiDiscrete):
+    """Actions that come from here, hence are valid: CartPole's check takes a sixth of its step."""
+
+    def contains(self, x: Any) -> bool:
+        return True
 
 
 def _make_pool(spec: EnvSpec, num_envs: int) -> EnvBatch:

@@ -1,5 +1,6 @@
 """A worker process: an actor-learner on its own lease of the step budget."""
 
+import gc
 import os
 import time
 import traceback
@@ -51,6 +52,7 @@ def _train(start: ChildStart, pipe: RecordPipe, learner_kind: type[Learner]) -> 
     else:
         learner = learner_kind(start.task, store, start.index)
     learner.reset(start.index, start.incarnation)
+    gc.freeze()  # what is there by now stays: no collection need look at it again
     reported, fault = time.monotonic(), learner.envs.fault
     while not store.leaving:
         budget = int(limits[start.index] - slot[STEPS])

@@ -133,6 +133,19 @@ def test_cartpole_uses_its_vector_environment_with_the_requested_limit() -> None
     assert make_vector(EnvSpec("CartPole-v1"), 1, True).info.max_episode_steps == 500
 
 
+def test_a_loop_stands_for_a_vector_entry_point_where_environments_are_few() -> None:
+    few, many = (make_vector(EnvSpec("CartPole-v1"), count, True) for count in (2, 3))
+    assert few.info == many.info and few.info.batched
+    assert many.next_step and not few.next_step
+    obs = many.reset([1, 2, 3])
+    few.reset([1, 2])
+    for env, state in zip(few.vector.envs, many.vector.state.T):
+        env.unwrapped.state = state
+    for _ in range(5):  # the same physics
+        obs, one = many.step(np.array([0, 1, 1])).obs, few.step(np.array([0, 1])).obs
+        np.testing.assert_allclose(one, obs[:2], rtol=1e-5)
+
+
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v3", "MinAtar/Breakout-v1"])
 def test_each_environment_has_a_seed_of_its_own(env_id: str) -> None:
     skip_without(env_id)

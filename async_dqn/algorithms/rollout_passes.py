@@ -49,13 +49,12 @@ def squared_loss(rollout: Rollout, q_values: torch.Tensor, targets: NDArray[np.f
     values, weights = q_values.detach().numpy(), rollout.weights.reshape(-1)
     taken = np.arange(len(values)), rollout.actions[:-1].reshape(-1)
     chosen = values[taken]
-    errors = targets.reshape(-1) - chosen
-    shares = weights / weights.sum()
-    weighted = shares * errors
-    gradient = np.zeros_like(values)
-    gradient[taken] = -weighted
-    loss = 0.5 * float(np.dot(weighted, errors))
-    return Loss(loss, float(chosen.mean()), np.abs(errors), q_values, torch.from_numpy(gradient))
+    errors = chosen - targets.reshape(-1)
+    slopes = errors * (weights / np.add.reduce(weights))
+    gradient = np.zeros(values.shape, np.float32)
+    gradient[taken] = slopes
+    loss, q_mean = 0.5 * float(slopes.dot(errors)), float(np.add.reduce(chosen)) / len(chosen)
+    return Loss(loss, q_mean, np.abs(errors), q_values, torch.from_numpy(gradient))
 
 
 def actions_taken(rollout: Rollout) -> torch.Tensor:
