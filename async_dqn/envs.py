@@ -109,7 +109,7 @@ def _make_loop(spec: EnvSpec, num_envs: int, batched: bool = False) -> EnvBatch:
 def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
     """Use the vector entry point of the id, or None where it has none that serves as it is.
 
-    A loop stands for it where environments are few.
+    A loop stands for it where environments are few and have no arguments, which may differ.
     """
     if spec.id is None:
         return None
@@ -139,7 +139,7 @@ def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
     if plain and counted and resets in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
         layout = observation_layout(space)
         info = _describe(layout, num_actions(actions, spec.name), 1, limit, batched=True)
-        if num_envs > FEW or registered.entry_point is None:
+        if num_envs > FEW or registered.entry_point is None or spec.kwargs:
             return EnvBatch(vector, info, make)
         vector.close()
         return _make_loop(spec, num_envs, batched=True)

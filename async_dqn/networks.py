@@ -6,6 +6,8 @@ Initialisation is stated where the layers are: `torsos`, `heads`, `noisy`; the L
 default, all weights and biases uniform within 1 / sqrt(its width).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,7 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from async_dqn.architecture import Architecture
-from async_dqn.heads import QOutput, build_head
+from async_dqn.heads import LinearHead, QOutput, build_head
+from async_dqn.layers import Chain
 from async_dqn.noisy import NoisyLinear
 from async_dqn.torsos import build_torso
 
@@ -42,6 +45,9 @@ class QNetwork(nn.Module):
             features = width
         self.head = build_head(architecture, features)
         self._noisy_layers = [m for m in self.modules() if isinstance(m, NoisyLinear)]
+        dense = self.cell is None and isinstance(self.head, LinearHead)
+        # All of it, where it is nothing but dense layers with a backward pass of their own.
+        self.chain = Chain.of([*self.torso, self.head.q]) if dense else None
 
     def forward(
         self, obs: torch.Tensor, state: State | None = None
@@ -90,12 +96,27 @@ class QNetwork(nn.Module):
         for layer in self._noisy_layers:
             layer.draw(rows, generator)
 
+    def learning_pass(
+        self, obs: torch.Tensor
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], None]]:
+        """Q-values [N, A], and what makes of the loss's gradient by them that by the parameters.
+
+        That is added to theirs. Not for recurrent networks.
+        """
+        if self.chain is not None:
+            return self.chain.forward(self._scaled(obs)), self.chain.backward
+        q_values = self(obs)[0].q_values
+        return q_values, q_values.backward
+
     def _features(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.torso(self._scaled(obs))
+
+    def _scaled(self, obs: torch.Tensor) -> torch.Tensor:
         if self.bfloat16 and obs.dtype == torch.uint8:
             # Holds every byte exactly, in half the memory of float32.
-            return self.torso(obs.bfloat16().mul_(self.scale))
+            return obs.bfloat16().mul_(self.scale)
         # One pass: multiplying bytes by a float also converts them.
-        return self.torso(obs.float() if self.scale == 1.0 else obs * self.scale)
+        return obs.float() if self.scale == 1.0 else obs * self.scale
 
 
 class OnDevice(nn.Module):

@@ -245,6 +245,38 @@ def test_noise_is_in_every_dense_layer_by_row_and_off_until_drawn(name: str) -> 
     assert torch.equal(plain(row)[0].q_values, exact)
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("name", ["linear", "mlp"])
+def test_dense_layers_backward_pass_is_autograds_to_the_bit(name, layer_norm) -> None:
+    torch.manual_seed(0)
+    network = FlatNetwork(QNetwork(architecture(name, layer_norm=layer_norm)))
+    slopes, gradients = torch.randn(7, 3), []
+    for chain in (network.net.chain, None):
+        network.net.chain = chain
+        network.gradient.zero_()
+        for _ in range(2):  # gradients are added up
+            q_values, backward = network.net.learning_pass(raw_observations(name))
+            assert q_values.requires_grad == (chain is None)
+            backward(slopes)
+        gradients.append(network.gradient.clone())
+    assert gradients[0].any() and torch.equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("small-conv", {}),
+        ("mlp", {"dueling": True}),
+        ("mlp", {"noisy": True}),
+        ("mlp", {"recurrent": True}),
+        ("mlp", {"head": "quantile", "atoms": 5}),
+        ("mlp", {"low": (0.0,) * 5, "high": (1.0,) * 5}),
+    ],
+)
+def test_only_dense_layers_have_a_backward_pass_of_their_own(name, changes) -> None:
+    assert QNetwork(architecture(name, **changes)).chain is None
+
+
 def test_linear_is_a_table_where_observations_are_one_hot() -> None:
     net = QNetwork(architecture("linear", scale=1.0))
     nn.init.normal_(net.head.q.weight)

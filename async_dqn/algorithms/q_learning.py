@@ -17,7 +17,6 @@ from torch import nn
 from async_dqn.algorithms.rollout_passes import (
     Loss,
     acting_q_values,
-    present,
     seen_while_acting,
     squared_loss,
     successors,
@@ -48,7 +47,7 @@ class QLearning:
         targets = rollout.targets
         if targets is None:
             targets = self.targets(online, target, rollout)
-        return squared_loss(rollout, present(online, rollout).q_values, targets)
+        return squared_loss(online, rollout, targets)
 
     def fix_targets(self, rollout: Rollout) -> None:
         """Compute them once for several passes without a target network, if none asks a network."""

@@ -3,6 +3,8 @@
 Rows are flat and time-major, t * B + b.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +22,7 @@ class Loss(NamedTuple):
     loss: float
     q_mean: float  # of the actions taken
     errors: NDArray[np.float32]  # [T * B] not negative, the priorities of replay
-    outputs: torch.Tensor  # what has a graph: of the network, or the loss itself, []
-    gradient: torch.Tensor | None = None  # of the loss by `outputs`, where these are the network's
-
-    def backward(self) -> None:
-        """Add the gradient of the loss to that of the parameters."""
-        self.outputs.backward(self.gradient)
+    backward: Callable[[], None]  # adds the gradient of the loss to that of the parameters
 
 
 def weighted_loss(rollout: Rollout, terms: torch.Tensor, chosen: torch.Tensor, errors) -> Loss:
@@ -37,15 +34,16 @@ def weighted_loss(rollout: Rollout, terms: torch.Tensor, chosen: torch.Tensor, e
     weights = torch.from_numpy(rollout.weights).flatten()
     assert terms.shape == weights.shape == chosen.shape
     loss = (weights * terms).sum() / weights.sum()
-    return Loss(loss.item(), chosen.mean().item(), errors.detach().numpy(), loss)
+    return Loss(loss.item(), chosen.mean().item(), errors.detach().numpy(), loss.backward)
 
 
-def squared_loss(rollout: Rollout, q_values: torch.Tensor, targets: NDArray[np.float32]) -> Loss:
-    """Half the squared error of the actions taken, as `weighted_loss`; q_values are [T * B, A].
+def squared_loss(net: nn.Module, rollout: Rollout, targets: NDArray[np.float32]) -> Loss:
+    """Half the squared error of the actions taken from `targets` [T, B], as `weighted_loss`.
 
-    The gradient in closed form: in a small batch the graph of the loss costs as much as that of
-    the network.
+    The gradient in closed form: in a small batch the graph of a loss costs as much as that of the
+    network.
     """
+    q_values, backward = _learning_pass(net, rollout)
     values, weights = q_values.detach().numpy(), rollout.weights.reshape(-1)
     taken = np.arange(len(values)), rollout.actions[:-1].reshape(-1)
     chosen = values[taken]
@@ -54,7 +52,15 @@ def squared_loss(rollout: Rollout, q_values: torch.Tensor, targets: NDArray[np.f
     gradient = np.zeros(values.shape, np.float32)
     gradient[taken] = slopes
     loss, q_mean = 0.5 * float(slopes.dot(errors)), float(np.add.reduce(chosen)) / len(chosen)
-    return Loss(loss, q_mean, np.abs(errors), q_values, torch.from_numpy(gradient))
+    return Loss(loss, q_mean, np.abs(errors), partial(backward, torch.from_numpy(gradient)))
+
+
+def _learning_pass(net: nn.Module, rollout: Rollout):
+    """As `QNetwork.learning_pass`, of any network."""
+    if rollout.state is None and hasattr(net, "learning_pass"):
+        return net.learning_pass(torch.from_numpy(flat(rollout.obs[:-1])))
+    q_values = present(net, rollout).q_values
+    return q_values, q_values.backward
 
 
 def actions_taken(rollout: Rollout) -> torch.Tensor:
