@@ -15,7 +15,7 @@ BENCHES = {
     "phases": "what the time of a worker goes into: act, step, target, backward, pull, push, ...",
     "scaling": "steps per second and time to a score, by number of workers",
     "update": "pull and push of the shared parameters, against a plain copy of as many bytes",
-    "startup": "seconds to the first update, against importing torch alone",
+    "startup": "seconds, CPU time and memory to the first updates, by number of workers",
     "peers": "seconds to a score of other methods and of Stable-Baselines3, against ours",
 }
 
