@@ -21,8 +21,8 @@ CHECKPOINTS = 3  # the last one, the best, and one that is being written
 FILES, FILES_PER_CHILD = 30, 4
 TASKS, TASKS_PER_CHILD = 4, 2  # processes and threads
 # What a process of its own holds at its first update, beside what depends on the settings:
-# 17 MB with CartPole, where that is next to nothing (benchmarks/results/startup.md).
-WORKER_BYTES = 17 * 10**6
+# 15 to 17 MB with CartPole, where that is little (benchmarks/results/startup.md).
+WORKER_BYTES = 15 * 10**6
 
 
 def check_machine(task: Task, folder: Path) -> None:

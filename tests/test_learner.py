@@ -218,6 +218,20 @@ def test_a_new_target_is_used_from_the_next_rollout_on() -> None:
     assert not torch.equal(bench.learner.target.vector, old)
 
 
+def test_a_worker_that_starts_late_begins_with_the_parameters_and_the_target_of_now() -> None:
+    bench = Bench(target_sync_steps=100)
+    for _ in range(3):
+        bench.update()
+    bench.store.sync_target(int(bench.store.steps))
+    at_the_target = bench.store.theta.clone()
+    bench.update()
+    late = Learner(bench.task, ParameterStore(bench.block, bench.optimizer, 1), 1)
+    late.reset(1, 0)
+    assert torch.equal(late.network.vector, bench.store.theta)
+    assert torch.equal(late.target.vector, at_the_target)
+    assert not torch.equal(late.network.vector, late.target.vector)
+
+
 def test_the_same_stream_gives_the_same_rollout_and_another_one_does_not() -> None:
     """Serial mode: everything random follows from the seed and the stream."""
 
