@@ -39,7 +39,7 @@ def time_to_score(
     config: Config,
     options: Sequence[str],
     workers: Sequence[int],
-    seeds: int,
+    seeds: Sequence[int],
     simulated: bool,
 ) -> str:
     """Make the runs below `out` (those that are there are kept); a Markdown table.
@@ -51,7 +51,7 @@ def time_to_score(
     if threshold is None:
         raise UserError("time to a score needs the score; give --stop-at-return")
     jobs = {
-        count: [_job(out, config, options, count, seed, simulated) for seed in range(seeds)]
+        count: [_job(out, config, options, count, seed, simulated) for seed in seeds]
         for count in workers
     }
     (out / "logs").mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from async_dqn.bench.command import (
 from async_dqn.bench.throughput import throughput
 from async_dqn.config import Config, UserError, usable_cores
 from async_dqn.run_folder import env_folder
-from async_dqn.settings import POSITIVE, Range, setting
+from async_dqn.settings import POSITIVE, SEED, Range, setting
 from async_dqn.speedup import time_to_score
 
 PROBE_SECONDS = 3.0
@@ -38,6 +38,7 @@ class Options(TimedOptions):
     seconds: float = setting(8.0, "length of a repetition", unit="seconds", within=POSITIVE)
     evaluation: bool = setting(False, "evaluate meanwhile, as training does")
     seeds: int = setting(0, "seeds of the time to a score; 0: none", within=FROM_ZERO)
+    first_seed: int = setting(0, "the first of them", within=SEED)
     simulated: bool = setting(False, "time to a score of simulated workers, on a virtual clock")
     out: str | None = setting(None, "folder of the runs to a score, which are kept there")
 
@@ -104,7 +105,8 @@ def _scores(env: str, options: Options) -> str:
     """The table of times to a score; its runs are kept below --out."""
     kind = "simulated" if options.simulated else "measured"
     out = Path(options.out or f"runs/speedup-{env_folder(env)}-{kind}")
-    how = options.workers, options.seeds, options.simulated
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    how = options.workers, seeds, options.simulated
     return time_to_score(out, options.config(env), [f"--env={env}", *options.words], *how)
 
 
