@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from async_dqn.memory import ALIGNMENT
+from async_dqn.cores import MOST_EVALUATING
+from async_dqn.memory import ALIGNMENT, Section
 from async_dqn.optimizers import SharedAdam
 from async_dqn.parameters import STEPS, sections
 
@@ -24,6 +25,10 @@ from runs import ROOT, Trainer, is_alive, wait_gone
 __all__ = ["ENDLESS", "ROOT", "Pauses", "Watched", "is_alive", "wait_gone"]
 SAMPLE_S = 0.002
 ENDLESS = "1_000_000_000"  # steps
+
+
+def _room(section: Section) -> int:
+    return -(-section.bytes // ALIGNMENT) * ALIGNMENT
 
 
 class Watched(Trainer):
@@ -50,12 +55,18 @@ class Watched(Trainer):
 
     def array(self, name: str, size: int = 16) -> np.ndarray:
         """A section of the block; what lies behind theta needs its `size` in parameters, padded."""
+        # How many players there may be is told by the size of the whole.
+        tables = [self._table(size, players) for players in range(MOST_EVALUATING)]
+        fitting = [t for t in tables if ALIGNMENT + sum(map(_room, t)) == len(self._block)]
         place = ALIGNMENT  # behind the header
-        for section in sections(self.workers, size, SharedAdam.rows):
+        for section in (fitting or tables)[0]:
             if section.name == name:
                 return np.ndarray(section.shape, section.dtype, self._block, place)
-            place += -(-section.bytes // ALIGNMENT) * ALIGNMENT
+            place += _room(section)
         raise KeyError(name)
+
+    def _table(self, size: int, players: int) -> tuple[Section, ...]:
+        return sections(self.workers, size, SharedAdam.rows, players=players)
 
     def _descriptor(self) -> str | None:
         folder = f"/proc/{self.process.pid}/fd"
