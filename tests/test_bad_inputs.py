@@ -20,7 +20,7 @@ from async_dqn.cli import main
 from async_dqn.presets import resolve
 from runs import ROOT, refused
 
-OLD, NEW = "step-000000000202", "step-000000000400"
+OLD, NEW = "step-000000000200", "step-000000000400"
 
 
 @pytest.fixture(scope="module")

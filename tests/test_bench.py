@@ -23,6 +23,7 @@ from async_dqn.bench.transfer import Transfer
 from async_dqn.collector import Collector
 from async_dqn.env_batch import EnvBatch
 from async_dqn.env_spec import EnvSpec
+from async_dqn.layers import Chain
 from async_dqn.memory import SharedBlock
 from async_dqn.optimizers import OPTIMIZERS
 from async_dqn.parameters import ParameterStore, padded_size
@@ -206,7 +207,8 @@ REPLAY = {"replay": "prioritized", "replay_start": 1, "replay_capacity": 100, "b
         (QLearning, "loss", "forward", {}),
         (QLearning, "targets", "target", {}),
         (Distributional, "target_distributions", "target", {"distributional": "quantile"}),
-        (torch.Tensor, "backward", "backward", {}),
+        (Chain, "backward", "backward", {}),
+        (torch.Tensor, "backward", "backward", {"dueling": True}),
         (ParameterStore, "push", "push", {}),
         (Collector, "_rollout", "rest", {}),
     ],
