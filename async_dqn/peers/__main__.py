@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from async_dqn.config import SETTINGS, Config, UserError
+from async_dqn.config import SECTIONS, SETTINGS, Config, UserError
 from async_dqn.contenders import PEERS
 from async_dqn.options import Parser, parse_value
 from async_dqn.presets import resolve
@@ -100,6 +100,7 @@ class SharedConfig:
         sections = {
             section: {name: value for name, value in values.items() if name in SHARED}
             for section, values in self.config.to_dict().items()
+            if section in SECTIONS
         }
         return {section: values for section, values in sections.items() if values}
 
