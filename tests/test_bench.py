@@ -26,7 +26,6 @@ from async_dqn.env_spec import EnvSpec
 from async_dqn.layers import Chain
 from async_dqn.memory import SharedBlock
 from async_dqn.optimizers import OPTIMIZERS
-from async_dqn.layers import Chain
 from async_dqn.parameters import ParameterStore, padded_size
 from async_dqn.presets import resolve
 from async_dqn.replay import ReplayShard
