@@ -36,7 +36,8 @@ def push_all(block: SharedBlock, index: int, pause_s: float) -> None:
         time.sleep(0)
     end = time.perf_counter() + SECONDS
     while (now := time.perf_counter()) < end:
-        while time.perf_counter() < now + pause_s * generator.exponential():
+        begin = now + pause_s * generator.exponential()
+        while time.perf_counter() < begin:
             pass
         own[PUSHING], overlaps, begun = 1, other[PUSHING], time.perf_counter_ns()
         optimizer.step(theta, gradient, [mean, square], 1.0, 1000)
