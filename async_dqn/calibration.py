@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 
-from async_dqn.clock import LOST_SHARE, Times
+from async_dqn.clock import LOST_VALUES, Times
 from async_dqn.crew import Crew
 from async_dqn.learner import Learner
 from async_dqn.memory import SharedBlock
@@ -101,7 +101,7 @@ def measure(task: Task, seconds: float = MEASURE_S) -> Times:
         bandwidth=copy_bandwidth(),
         play_s=play_s,
         play_row_s=play_row_s,
-        lost_share=LOST_SHARE,
+        lost_values=LOST_VALUES,
     )
 
 

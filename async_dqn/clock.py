@@ -17,15 +17,15 @@ from async_dqn.settings import NOT_NEGATIVE, POSITIVE, UserError, refuse
 
 TARGET_DELAY_S = 0.001  # the evaluator sleeps 0.5 ms and more between two looks at the step count
 MAX_BYTES = 100_000
-# Of what a push changes, for each other push beside it: 0.0003 to 0.0011 were measured
-# (benchmarks/results/lost_updates.md).
-LOST_SHARE = 0.001
+# Of a push, whatever its size, to each other push beside it: 20 to 100 of 18,000 and of 680,000
+# parameters were measured (benchmarks/results/lost_updates.md).
+LOST_VALUES = 50.0
 ABOVE_ZERO = ("step_s", "bandwidth")
-ADDED = ("play_s", "play_row_s", "lost_share")
+ADDED = ("play_s", "play_row_s", "lost_values")
 MODEL = (
     "N workers on N cores; a pull or push takes up shared memory for bytes / bandwidth seconds "
     "(at most its time alone), first come, first served; computing times vary log-normally; each "
-    "push that overlaps another overwrites the share lost_share of it; the target network is "
+    "push that overlaps another overwrites lost_values parameters of it; the target network is "
     "published target_delay_s after its boundary; evaluating, on cores of its own, takes play_s + "
     "n * play_row_s for a step of n environments, shared by as many processes as evaluate there"
 )
@@ -44,7 +44,7 @@ class Times:
     target_delay_s: float = TARGET_DELAY_S
     play_s: float = 0.0  # one step of the environments of an evaluation, and ...
     play_row_s: float = 0.0  # ... as much again for each of them
-    lost_share: float = 0.0  # of a push, for each other that overlaps; not seconds
+    lost_values: float = 0.0  # parameters of a push, to each other that overlaps; not seconds
 
     @classmethod
     def read(cls, path: str) -> Self:

@@ -239,7 +239,8 @@ class SimulationTrainer(SerialTrainer):
     def _push(self, worker: int) -> None:
         learner = self.learners[worker]
         others = self.pushing.pop(worker, 0)
-        learner.store.lost = 1 - (1 - self.times.lost_share) ** others
+        share = min(1.0, self.times.lost_values / len(self.store.theta))
+        learner.store.lost = 1 - (1 - share) ** others
         if learner.go_on():  # another update on the same rollout
             self._spend(worker)
         else:

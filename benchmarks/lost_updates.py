@@ -21,7 +21,10 @@ SIZES = {"CartPole": 17_936, "Pong, nips": 680_000 // 16 * 16}  # parameters
 PAUSES_US = (0, 50, 500)
 SECONDS = 4.0
 READY, PUSHING, PUSHES, OVERLAPS, PUSH_NS = range(5)  # words of a process
-HEADER = ("parameters", "pause, us", "a push, us", "pushes that overlapped", "of them lost")
+HEADER = (
+    *("parameters", "pause, us", "a push, us", "pushes that overlapped"),
+    *("lost of each of these", "parameters"),
+)
 
 
 def push_all(block: SharedBlock, index: int, pause_s: float) -> None:
@@ -69,6 +72,7 @@ def row(name: str, size: int, pause_us: float) -> str:
         f"{words[:, PUSH_NS].sum() / pushes / 1e3:.0f}",
         f"{overlaps / pushes:.1%}",
         f"{lost * pushes / max(1, overlaps):.3%}",
+        f"{lost * pushes / max(1, overlaps) * size:.0f}",
     )
     return f"| {' | '.join(cells)} |"
 

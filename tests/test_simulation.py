@@ -248,7 +248,7 @@ def test_what_evaluations_may_take_is_a_share_of_virtual_time(simulate):
 
 def test_pushes_that_overlap_lose_their_share(simulate):
     """Two workers in step always overlap, but for the last push; one never does."""
-    in_step = {"variation": 0.0, "lost_share": 1.0}
+    in_step = {"variation": 0.0, "lost_values": 1e9}
     waiting = simulate(2, 10, in_step, replay="uniform", replay_start=10**6)  # learns nothing
     before, moved = saved(waiting).tensors["model"], {}
     for workers in (1, 2):
