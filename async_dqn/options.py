@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from async_dqn.config import SECTIONS, SETTINGS, UserError
+from async_dqn.scaling import AUTO, FOLLOWING, REFERENCE
 from async_dqn.settings import Setting, check, did_you_mean, refuse
 
 WHOLE = re.compile(r"[+-]?\d+(_\d+)*", re.ASCII)
 SHORTHAND = re.compile(r"(\d+(?:\.\d+)?)(k|m|b|e\d\d?)", re.ASCII | re.IGNORECASE)
 MAGNITUDES = {"k": "e3", "m": "e6", "b": "e9"}
-AUTO = "auto"  # workers: to be measured
 METAVARS = {int: "N", float: "X", str: "NAME", tuple: "N,N", dict: "KEY=VALUE"}
 METAVARS_BY_NAME = {
     "workers": "N|auto",
@@ -80,7 +80,7 @@ def argument(about: Setting) -> dict[str, Any]:
     """Keywords of `add_argument`; values stay text, `parse_value` reads them later."""
     unit = f" [{about.unit}]" if about.unit else ""
     meanings = [f"{name}: {words}" for name, words in about.choices.items() if words]
-    text = "; ".join([about.help + unit, *meanings]) + f" (default: {about.default})"
+    text = "; ".join([about.help + unit, *meanings]) + f" (default: {_default(about)})"
     keywords: dict[str, Any] = {"help": text.replace("%", "%%")}
     if about.kind is bool and not about.choices:
         return keywords | {"action": argparse.BooleanOptionalAction}
@@ -89,18 +89,27 @@ def argument(about: Setting) -> dict[str, Any]:
     return keywords | {"metavar": _metavar(about)}
 
 
+def _default(about: Setting) -> str:
+    """In words; where it follows from the number of workers, for which it is."""
+    if about.name not in FOLLOWING or not about.default[0].isdigit():
+        return about.default
+    return f"auto: {about.default} with {REFERENCE} workers"
+
+
 def _metavar(about: Setting) -> str:
     if about.choices:
         return "{" + ",".join(about.choices) + "}"
     metavar = METAVARS_BY_NAME.get(about.name, METAVARS[about.kind])
-    return f"{metavar}|none" if about.optional and about.kind in (int, float) else metavar
+    metavar += "|none" if about.optional and about.kind in (int, float) else ""
+    return f"{metavar}|auto" if about.name in FOLLOWING else metavar
 
 
 def parse_train(argv: Sequence[str]) -> dict[str, Any]:
     """Settings by name as given in `argv`, checked; also `config`, `preset` and `version` when
-    given, and `workers` may be AUTO. Raises UserError; `--help` raises SystemExit."""
+    given. `workers`, and what follows from them, may be AUTO. Raises UserError; `--help` raises
+    SystemExit."""
     texts = train_parser().parse(argv)
-    auto = {"workers": AUTO} if texts.get("workers") == AUTO else {}
+    auto = {n: AUTO for n in ("workers", *FOLLOWING) if texts.get(n) == AUTO}
     return auto | {
         name: parse_value(SETTINGS[name], text) if name in SETTINGS else text
         for name, text in texts.items()

@@ -25,7 +25,7 @@ from async_dqn.config import (
     UserError,
     usable_cores,
 )
-from async_dqn.scaling import REFERENCE
+from async_dqn.scaling import AUTO, FOLLOWING, REFERENCE
 from async_dqn.settings import check, did_you_mean, either, show
 
 PRESET_FILES = Path(__file__).parent / "preset_files"
@@ -79,6 +79,7 @@ def resolve(
     """
     given = {name: _check_given(name, value) for name, value in flat.items()}
     chosen = merge(read_config(config_file) if config_file else {}, given)
+    chosen = {name: value for name, value in chosen.items() if not _is_auto(name, value)}
     tuned = _tuned(chosen, load(preset) if preset else None)
     reference = tuned.get("workers", REFERENCE)
     config = Config.shared_out(merge(tuned, chosen), chosen.keys(), reference)
@@ -108,7 +109,12 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def _check_given(name: str, value: Any) -> Any:
     if name not in SETTINGS:
         raise UserError(f"unknown setting '{name}'{did_you_mean(name, SETTINGS)}")
-    return check(SETTINGS[name], value, name)
+    return value if _is_auto(name, value) else check(SETTINGS[name], value, name)
+
+
+def _is_auto(name: str, value: Any) -> bool:
+    """Whether a setting is left, in so many words, to follow from the number of workers."""
+    return name in FOLLOWING and isinstance(value, str) and value == AUTO
 
 
 def _check_combination(config: Config, given: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
@@ -177,7 +183,8 @@ def flatten(data: Mapping[str, Any], path: str) -> dict[str, Any]:
             raise UserError(f"{path}: unknown key {show(dotted)}{hint}")
         if name == "import_modules":
             raise UserError(f"{path}: modules are not imported from files; use --import MODULE")
-        settings[name] = check(about, value, f"{path}: {dotted}")
+        is_auto = _is_auto(name, value)
+        settings[name] = value if is_auto else check(about, value, f"{path}: {dotted}")
     return settings
 
 

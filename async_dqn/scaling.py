@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+AUTO = "auto"  # a setting in place of its value: what follows from the number of workers
 REFERENCE = 2  # workers, for which defaults and presets hold that do not say otherwise
 STALENESS_POWER = 0.2  # of the number of workers, by which the rate falls beside that of the batch
 MOST_EVALUATING = 16  # processes

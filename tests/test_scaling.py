@@ -6,6 +6,7 @@ import json
 import pytest
 
 from async_dqn.config import Config, UserError
+from async_dqn.options import parse_train
 from async_dqn.presets import resolve
 from async_dqn.scaling import FOLLOWING, MOST_EVALUATING, evaluation_processes, momentum
 
@@ -96,6 +97,20 @@ def test_a_file_of_settings_wins_too(tmp_path) -> None:
     file.write_text("[optimizer]\nlr = 0.25\n")
     config, _ = resolve({"workers": 16, "oversubscribe": True}, config_file=str(file))
     assert config.optimizer.lr == 0.25 and config.optimizer.beta1 == 0
+
+
+def test_auto_leaves_a_setting_to_the_rule_whatever_a_file_says(tmp_path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("[optimizer]\nlr = 0.25\nbeta1 = 'auto'\n")
+    many = {"workers": 16, "oversubscribe": True}
+    given = parse_train(["--lr", "auto", "--target-sync-steps", "auto"])
+    config, explicit = resolve({**many, **given}, config_file=str(file))
+    assert config == resolve(many)[0]
+    assert explicit == {"parallel.workers", "parallel.oversubscribe"}
+    with pytest.raises(UserError, match="--gamma must be a number"):
+        parse_train(["--gamma", "auto"])
+    with pytest.raises(UserError, match="gamma must be a number"):
+        resolve({"gamma": "auto"})
 
 
 def test_more_workers_than_environments_explore_for_as_many_rounds() -> None:
