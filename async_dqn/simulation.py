@@ -75,8 +75,11 @@ class LossyStore(ParameterStore):
 
     def push(self, *arguments, **options) -> int:
         """As any store's, but that some cache lines keep what they held."""
-        count = self._generator.binomial(len(self._lines[0]), self.lost) if self.lost else 0
-        lost = torch.from_numpy(self._generator.choice(len(self._lines[0]), count, replace=False))
+        if not self.lost:
+            return super().push(*arguments, **options)
+        size = len(self._lines[0])
+        count = self._generator.binomial(size, self.lost)
+        lost = torch.from_numpy(self._generator.choice(size, count, replace=False))
         kept = [lines[lost] for lines in self._lines]
         staleness = super().push(*arguments, **options)
         for lines, before in zip(self._lines, kept):
