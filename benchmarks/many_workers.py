@@ -94,16 +94,18 @@ def measure(job: Job, folder: Path) -> tuple[str, ...]:
     results = [json.loads(path.read_text()) for path in folder.glob("*/*/result.json")]
     if not results or results[0]["status"] == "failed":
         return job.what, shown, f"**FAILED** (exit code {process.returncode})", *["-"] * 4
-    return job.what, shown, *_score(results[0])
+    return job.what, shown, *_score(results[0], "--stop-at-return" in job.arguments)
 
 
-def _score(result: dict) -> tuple[str, ...]:
+def _score(result: dict, has_goal: bool) -> tuple[str, ...]:
+    """Score, seconds and steps to it, or to the end where there is no goal; start-up, speed."""
     reached, mean = result["seconds_to_threshold"], result["final_mean"]
     training = result["wall_s"] - (result["startup_s"] or 0.0)
+    missed = "> " if has_goal or mean is None else ""
     return (
         "broken off" if mean is None else f"{mean:.1f}",
-        f"{reached:.2f}" if reached else f"> {result['wall_s']:.1f}",
-        f"{result['steps_to_threshold']:,}" if reached else f"> {result['steps']:,}",
+        f"{reached:.2f}" if reached else f"{missed}{result['wall_s']:.1f}",
+        f"{result['steps_to_threshold']:,}" if reached else f"{missed}{result['steps']:,}",
         f"{result['startup_s']:.2f}" if result["startup_s"] else "-",
         f"{result['steps'] / training:,.0f}" if training > 0 else "-",
     )
