@@ -69,6 +69,26 @@ def test_a_run_survives_sigkill_of_a_worker_and_ends_at_exactly_its_budget(start
     assert err.endswith(", probably out of memory), restarting 1 of 10\n")
 
 
+def test_one_of_sixteen_workers_is_killed_and_replaced_without_a_dip_of_the_score(start):
+    chain = "--import scripted_ids --env Scripted/Chain-v0 --hidden 32 --gamma 0.8 --lr 1e-3"
+    looks = "--epsilon-steps 4000 --eval-every 2000 --eval-episodes 5 --steps 60000"
+    many = "--workers 16 --oversubscribe --target-sync-steps none"
+    trainer = start(*f"{chain} {looks} {many}".split())
+
+    def scores() -> list[float]:
+        return [e["mean"] for e in trainer.events() if e["event"] == "evaluation"]
+
+    trainer.wait_for(lambda: scores()[-3:] == [1.0] * 3)
+    learned = len(scores())
+    os.kill(trainer.pids("worker")[7], signal.SIGKILL)
+    code, _, err = trainer.finish()
+    assert code == 0, err
+    result = trainer.result()
+    assert (result["status"], result["steps"], result["restarts"]) == ("budget reached", 60000, 1)
+    after = scores()[learned:]
+    assert len(after) > 1 and set(after) == {1.0}
+
+
 @pytest.mark.parametrize("role", ["worker", "evaluator"])
 def test_who_shows_no_sign_of_life_is_replaced(start, role):
     trainer = start(*SMALL, "--steps", "100000", "--hang-timeout", "1", "--eval-episodes", "5")

@@ -1,13 +1,15 @@
 """Simulated workers: really learning, in the order of a virtual clock, the same every time."""
 
 import csv
+import heapq
 import json
 import math
 
 import numpy as np
 import pytest
+from scripted_envs import register
 
-from async_dqn import checkpoint, cli, envs, training
+from async_dqn import checkpoint, cli, envs, simulation, training
 from async_dqn.architecture import choose
 from async_dqn.calibration import measure, typical
 from async_dqn.clock import SharedMemory, Times, spread
@@ -257,6 +259,38 @@ def test_pushes_that_overlap_lose_their_share(simulate):
         after = saved(run).tensors["model"]
         moved[workers] = max(np.abs(after[name] - before[name]).max() for name in before)
     assert moved[1] > 0.05 > 0.02 > moved[2]
+
+
+def test_a_worker_that_dies_among_sixteen_is_replaced_without_a_dip_of_the_score(
+    simulate, monkeypatch
+):
+    """What it was collecting or about to push is lost, and it is away for 50 updates of others."""
+    dead, deaths = 7, []
+
+    class Mortal(simulation.SimulationTrainer):
+        def _round(self) -> None:
+            if not deaths and self.evaluator.best == 1.0:
+                deaths.append(self.store.steps)
+                self._kill(self.learners[dead])
+            super()._round()
+
+        def _kill(self, learner) -> None:
+            self.taken -= sum(learner.uncounted)
+            learner.uncounted.clear()
+            self.pushing.pop(dead, None)
+            self.events = [event for event in self.events if event[2] != dead]
+            heapq.heapify(self.events)
+            learner.reset(dead, self.store.steps)
+            self._plan(self.clock.now + 50.0, simulation.PULL, dead)
+
+    monkeypatch.setattr(simulation, "SimulationTrainer", Mortal)
+    register()
+    chain = {"env": "Scripted/Chain-v0", "lr": 3e-3, "gamma": 0.9, "hidden": (32,)}
+    chain |= {"target_sync_steps": None, "epsilon_steps": 4000}
+    run = simulate(16, 20_000, **chain, eval_every=800, eval_episodes=5)
+    after = [row["mean"] for row in table(run, "evaluations.csv") if int(row["step"]) > deaths[0]]
+    assert result(run)["steps"] == 20_000
+    assert len(after) > 5 and set(map(float, after)) == {1.0}
 
 
 def test_start_up_can_count(simulate):
