@@ -23,6 +23,7 @@ TASKS, TASKS_PER_CHILD = 4, 2  # processes and threads
 # What a process of its own holds at its first update, beside what depends on the settings:
 # 15 to 17 MB with CartPole, where that is little (benchmarks/results/startup.md).
 WORKER_BYTES = 15 * 10**6
+ATARI_BYTES = 60 * 10**6  # more: emulators, and what compiled convolutions keep (Pong: 85 to 100 MB)
 
 
 def check_machine(task: Task, folder: Path) -> None:
@@ -101,7 +102,7 @@ def _worker_bytes(task: Task, size: int) -> int:
         length = segment_length(config.algorithm.algorithm, parallel.rollout_length)
         rows = config.replay.batch_size * length
     numbers = 3 * size + 3 * rows * math.prod(task.info.observation_shape)
-    return WORKER_BYTES + 4 * numbers
+    return WORKER_BYTES + ATARI_BYTES * task.spec.is_atari + 4 * numbers
 
 
 def check_memory(needed: int) -> None:
