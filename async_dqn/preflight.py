@@ -23,7 +23,7 @@ TASKS, TASKS_PER_CHILD = 4, 2  # processes and threads
 # What a process of its own holds at its first update, beside what depends on the settings:
 # 15 to 17 MB with CartPole, where that is little (benchmarks/results/startup.md).
 WORKER_BYTES = 15 * 10**6
-ATARI_BYTES = 60 * 10**6  # more: emulators, and what compiled convolutions keep (Pong: 85 to 100 MB)
+ATARI_BYTES = 60 * 10**6  # more: emulators, what compiled convolutions keep (Pong: 85 to 100 MB)
 
 
 def check_machine(task: Task, folder: Path) -> None:
