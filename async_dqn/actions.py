@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import DiscretizeAction
 
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from async_dqn.spaces import describe, num_actions
 
 MAX_ACTIONS = 4096

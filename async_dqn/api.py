@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from async_dqn import architecture, checkpoint, envs, training
 from async_dqn.actions import action_table
 from async_dqn.algorithms import build_algorithm
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
+from async_dqn.config.presets import resolve
 from async_dqn.crew import Crew
 from async_dqn.env_spec import EnvInfo, EnvSpec
 from async_dqn.networks import State
 from async_dqn.parameters import FlatNetwork, flat_vector
 from async_dqn.player import Player
-from async_dqn.presets import resolve
 from async_dqn.reports import Callback
 from async_dqn.resume import stored_config
 from async_dqn.spaces import row_writer, split_batch

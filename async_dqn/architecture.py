@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from async_dqn.config import Config, UserError
-from async_dqn.cores import has_bfloat16
+from async_dqn.config.config import Config, UserError
+from async_dqn.config.cores import has_bfloat16
 
 NETWORKS = {
     "linear": "no hidden layer, for vectors; a table where observations are Discrete",

@@ -26,7 +26,7 @@ from async_dqn.checkpoint_format import (
     read_file,
     read_verified,
 )
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from async_dqn.durable import replace_file, sync_folder, temporary, write_new
 from async_dqn.run_folder import CHECKPOINT_NAME, env_folder
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import safetensors.numpy
 
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from async_dqn.durable import NO_FOLLOW, NO_WAIT
 
 FORMAT = 1

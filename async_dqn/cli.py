@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from async_dqn.config import SETTINGS, UserError
+from async_dqn.config.config import SETTINGS, UserError
+from async_dqn.config.fields import did_you_mean, one_line
 from async_dqn.processes import THREAD_VARIABLES
-from async_dqn.settings import did_you_mean, one_line
 from async_dqn.signals import leaving_at_once
 
 INTERRUPTED = 130
@@ -59,8 +59,8 @@ def _dispatch(argv: list[str]) -> int:
 @leaving_at_once()
 def train(argv: Sequence[str]) -> int:
     """Train with the settings in `argv`; see `--help`."""
-    from async_dqn.options import AUTO, parse_train
-    from async_dqn.presets import resolve
+    from async_dqn.config.options import AUTO, parse_train
+    from async_dqn.config.presets import resolve
 
     given = parse_train(argv)
     if given.pop("version", False):
@@ -94,7 +94,7 @@ def _print_version() -> int:
 
 def evaluate(argv: Sequence[str]) -> int:
     """Print the greedy score of a run folder's latest checkpoint, or of one checkpoint."""
-    from async_dqn.options import Parser, parse_value
+    from async_dqn.config.options import Parser, parse_value
 
     parser = Parser(prog="async-dqn evaluate", description=evaluate.__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder or checkpoint folder")
@@ -126,7 +126,7 @@ def list_names(argv: Sequence[str]) -> int:
 
 
 def _preset_rows() -> list[tuple[str, ...]]:
-    from async_dqn import presets
+    from async_dqn.config import presets
 
     rows: list[tuple[str, ...]] = [("preset", "environments", "algorithm", "steps")]
     for preset in map(presets.load, presets.names()):

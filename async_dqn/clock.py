@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from async_dqn.settings import NOT_NEGATIVE, POSITIVE, UserError, refuse
+from async_dqn.config.fields import NOT_NEGATIVE, POSITIVE, UserError, refuse
 
 TARGET_DELAY_S = 0.001  # the evaluator sleeps 0.5 ms and more between two looks at the step count
 MAX_BYTES = 100_000

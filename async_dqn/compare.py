@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from async_dqn.comparisons import collect
-from async_dqn.config import SETTINGS, UserError
+from async_dqn.config.config import SETTINGS, UserError
+from async_dqn.config.options import Parser, parse_value
+from async_dqn.config.presets import resolve
 from async_dqn.contenders import SHARED, Contender, contenders
 from async_dqn.durable import replace_file
 from async_dqn.jobs import Job, make_all
-from async_dqn.options import Parser, parse_value
-from async_dqn.presets import resolve
 from async_dqn.report import check_plotting, machine, write
 from async_dqn.results import PLAN, read_plan, run_name
 from async_dqn.run_folder import env_folder

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from async_dqn.config import Config, UserError
+from async_dqn.config.config import Config, UserError
 from async_dqn.results import (
     COLUMNS,
     FAILED,

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from async_dqn import presets
-from async_dqn.config import SETTINGS, UserError
-from async_dqn.options import parse_train
+from async_dqn.config import presets
+from async_dqn.config.config import SETTINGS, UserError
+from async_dqn.config.fields import did_you_mean, either, show
+from async_dqn.config.options import parse_train
 from async_dqn.results import run_name
-from async_dqn.settings import did_you_mean, either, show
 
 # Peers, with the package each needs.
 PEERS = {"sb3-dqn": "stable_baselines3"}

@@ -19,9 +19,9 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec as RegisteredSpec
 from gymnasium.envs.registration import get_env_id, parse_env_id
 
-from async_dqn.config import UserError
-from async_dqn.sections import EnvironmentConfig
-from async_dqn.settings import in_words
+from async_dqn.config.config import UserError
+from async_dqn.config.fields import in_words
+from async_dqn.config.schema import EnvironmentConfig
 
 DEFAULT_MAX_EPISODE_STEPS = 10_000
 

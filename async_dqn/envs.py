@@ -16,7 +16,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from async_dqn.actions import action_mapping, numbered
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from async_dqn.env_batch import (
     AtariTrainingBatch,
     EnvBatch,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import async_dqn
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from async_dqn.contenders import Contender
 from async_dqn.results import FAILED, quantity, read_json
 from async_dqn.run_folder import RunFolder

@@ -12,6 +12,7 @@ from async_dqn.algorithms import build_algorithm
 from async_dqn.algorithms.rollout_passes import Loss
 from async_dqn.child import Hopeless
 from async_dqn.collector import Collector
+from async_dqn.config.fields import in_words, one_line
 from async_dqn.envs import make_vector
 from async_dqn.optimizers import Optimizer
 from async_dqn.parameters import (
@@ -28,7 +29,6 @@ from async_dqn.parameters import (
     ParameterStore,
 )
 from async_dqn.rollout import Rollout
-from async_dqn.settings import in_words, one_line
 from async_dqn.task import NOISE, REPLAY, TRAINING, Task
 
 MAX_FAULTS, GOOD_STEPS = 100, 1000  # of environments in a row; what ends the row

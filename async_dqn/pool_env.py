@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from async_dqn.env_spec import EnvInfo, EnvSpec
 
 # What ale-py calls otherwise, or leaves to the caller (None).

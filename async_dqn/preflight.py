@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from async_dqn.checkpoint_format import Checkpoint, of_worker
-from async_dqn.config import UserError
-from async_dqn.cores import free_memory, free_tasks
+from async_dqn.config.config import UserError
+from async_dqn.config.cores import free_memory, free_tasks
+from async_dqn.config.fields import show
 from async_dqn.parameters import check_named, flat_vector, padded_size
 from async_dqn.replay import segment_length
 from async_dqn.resume import stored_config
-from async_dqn.settings import show
 from async_dqn.task import Task
 
 CHECKPOINTS = 3  # the last one, the best, and one that is being written

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from async_dqn.config import Config
+from async_dqn.config.config import Config
 from async_dqn.durable import replace_file
 from async_dqn.metrics import (
     EVALUATIONS_HEADER,

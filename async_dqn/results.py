@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 
 PLAN = "compare.json"
 CLOCKS = ("step", "wall_s", "cpu_s")

@@ -6,7 +6,7 @@ from typing import Any
 
 from async_dqn import checkpoint
 from async_dqn.checkpoint_format import COUNTERS
-from async_dqn.config import SECTIONS, Config, UserError
+from async_dqn.config.config import SECTIONS, Config, UserError
 
 # Settings that fix what the checkpoint's tensors mean.
 FIXED = (

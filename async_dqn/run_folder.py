@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
-from async_dqn.config import UserError, check_run_name
+from async_dqn.config.config import UserError, check_run_name
 from async_dqn.durable import NO_FOLLOW, NO_WAIT
 
 try:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 
 STOPPING = "note: stopping, saving (again to quit now)"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

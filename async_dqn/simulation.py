@@ -17,6 +17,7 @@ import torch
 
 from async_dqn.calibration import measure
 from async_dqn.clock import MODEL, SharedMemory, Times, VirtualClock, spread
+from async_dqn.config.scaling import evaluation_processes
 from async_dqn.durable import replace_file
 from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.learner import Learner
@@ -24,7 +25,6 @@ from async_dqn.parameters import STEPS, ParameterStore
 from async_dqn.reports import REPORT_SECONDS
 from async_dqn.rollout import Rollout
 from async_dqn.run import Run
-from async_dqn.scaling import evaluation_processes
 from async_dqn.serial import SerialTrainer, exhaust
 from async_dqn.task import Task
 

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, iterate
 
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 
 MAX_ONE_HOT = 4096
 UNBOUNDED = 1e6  # bounds this wide (float32 maxima, for one) say nothing about the scale of inputs

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from async_dqn.config import Config, UserError
+from async_dqn.config.config import Config, UserError
 from async_dqn.contenders import Contender
 from async_dqn.document import Table, Text, to_markdown
 from async_dqn.jobs import Job, make_all

@@ -13,7 +13,7 @@ from typing import Any
 
 from async_dqn import processes
 from async_dqn.child import Lifeline
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from async_dqn.crew import run_player
 from async_dqn.divergence import has_diverged, roll_back
 from async_dqn.evaluator import Evaluation, run_evaluator

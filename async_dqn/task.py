@@ -9,8 +9,9 @@ import numpy as np
 from async_dqn import parameters
 from async_dqn.architecture import Architecture
 from async_dqn.child import Lifeline
-from async_dqn.config import Config
-from async_dqn.cores import usable_cores
+from async_dqn.config.config import Config
+from async_dqn.config.cores import usable_cores
+from async_dqn.config.scaling import MOST_EVALUATING, evaluation_processes
 from async_dqn.env_spec import EnvInfo, EnvSpec
 from async_dqn.exploration import Schedule, schedule
 from async_dqn.memory import Section, SharedBlock
@@ -18,7 +19,6 @@ from async_dqn.networks import OnDevice, QNetwork
 from async_dqn.optimizers import OPTIMIZERS, Optimizer
 from async_dqn.parameters import ParameterStore
 from async_dqn.replay import ReplayShard, replay_bytes, segment_length
-from async_dqn.scaling import MOST_EVALUATING, evaluation_processes
 from async_dqn.synchronous import SynchronousStore, round_sections
 
 # First words of the seed key: disjoint branches of the run's seed.

@@ -17,7 +17,8 @@ import numpy as np
 
 from async_dqn import architecture, checkpoint, envs, processes
 from async_dqn.clock import Times, VirtualClock
-from async_dqn.config import Config, UserError
+from async_dqn.config.config import Config, UserError
+from async_dqn.config.fields import in_words
 from async_dqn.envs import EnvInfo, EnvSpec
 from async_dqn.exploration import schedule
 from async_dqn.progress import say
@@ -25,7 +26,6 @@ from async_dqn.recorder import Recorder
 from async_dqn.replay import least_capacity, segment_length
 from async_dqn.resume import resumed
 from async_dqn.run_folder import RunFolder, check_new_run
-from async_dqn.settings import in_words
 from async_dqn.signals import time_limit
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from async_dqn.cores import usable_cores
+from async_dqn.config.cores import usable_cores
 from benchmarks.scores import RESULTS, ROOT, machine
 
 HEADER = ("what", "command", "result", "seconds to it", "steps to it", "first update", "steps/s")

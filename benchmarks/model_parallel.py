@@ -22,7 +22,7 @@ from torch import distributed
 
 from async_dqn import architecture, envs, processes
 from async_dqn.bench.command import spread
-from async_dqn.config import Config
+from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.memory import SharedBlock
 from async_dqn.parameters import WORKERS_STOP, FlatNetwork

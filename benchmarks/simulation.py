@@ -18,7 +18,7 @@ os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before torch is impor
 from async_dqn import training
 from async_dqn.bench.command import spread
 from async_dqn.bench.throughput import NEVER, throughput
-from async_dqn.presets import resolve
+from async_dqn.config.presets import resolve
 from benchmarks.scores import rows_of
 
 ENV = "CartPole-v1"

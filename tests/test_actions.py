@@ -12,7 +12,7 @@ from gymnasium import spaces
 from scripted_envs import SpacesEnv
 
 from async_dqn import AsyncDQN, checkpoint, training
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from async_dqn.envs import EnvInfo, EnvSpec, make_vector, probe
 
 PLACE = spaces.Box(-1, 1, (3,), np.float32)

@@ -12,7 +12,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from scripted_envs import ChainEnv
 
 from async_dqn import AsyncDQN
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 
 SMALL = {"workers": 1, "envs_per_worker": 4, "hidden": (32,), "eval_episodes": 10}
 SERIAL = {**SMALL, "mode": "serial"}

@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from async_dqn import training
 from async_dqn.cli import main
-from async_dqn.presets import resolve
+from async_dqn.config.presets import resolve
 from runs import ROOT, refused
 
 OLD, NEW = "step-000000000200", "step-000000000400"
@@ -300,7 +300,7 @@ for name in names:
     watching = False
     assert code == 2, name
 opened = {str(a) for e, a in seen if e == "open"}
-presets = str(Path(cli.__file__).parent / "preset_files")
+presets = str(Path(cli.__file__).parent / "config" / "preset_files")
 cores = ("/proc/self/cgroup", "/sys/fs/cgroup/")
 assert all(a in names or a.startswith((presets, *cores)) for a in opened), opened
 RISKY = ("exec", "compile", "import", "os.system", "os.exec", "os.posix_spawn", "os.remove")

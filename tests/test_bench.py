@@ -21,13 +21,13 @@ from async_dqn.bench.peers import row_of
 from async_dqn.bench.phased import CPU, STEPS, PhasedLearner
 from async_dqn.bench.transfer import Transfer
 from async_dqn.collector import Collector
+from async_dqn.config.presets import resolve
 from async_dqn.env_batch import EnvBatch
 from async_dqn.env_spec import EnvSpec
 from async_dqn.layers import Chain
 from async_dqn.memory import SharedBlock
 from async_dqn.optimizers import OPTIMIZERS
 from async_dqn.parameters import ParameterStore, padded_size
-from async_dqn.presets import resolve
 from async_dqn.replay import ReplayShard
 from async_dqn.results import COLUMNS, RunResult
 from async_dqn.run import Run

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from async_dqn import checkpoint
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 
 SAVER = """
 import sys, threading

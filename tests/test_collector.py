@@ -10,7 +10,7 @@ from torch import nn
 from async_dqn import parameters
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.collector import EPISODES_KEPT, Collector
-from async_dqn.config import AlgorithmConfig
+from async_dqn.config.config import AlgorithmConfig
 from async_dqn.env_batch import EnvBatch
 from async_dqn.env_spec import EnvInfo
 from async_dqn.loop_batch import LoopBatch

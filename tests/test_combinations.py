@@ -6,10 +6,10 @@ import re
 import pytest
 
 from async_dqn import cli
-from async_dqn.combinations import ACTS_ONLY_WITH, RULES
-from async_dqn.config import SETTINGS, Config, UserError
-from async_dqn.presets import resolve
-from async_dqn.settings import either
+from async_dqn.config.config import SETTINGS, Config, UserError
+from async_dqn.config.fields import either
+from async_dqn.config.presets import resolve
+from async_dqn.config.rules import ACTS_ONLY_WITH, RULES
 
 ENV = {"env": "Elsewhere/Env-v0"}  # no preset tunes it: the defaults hold
 A3C, SARSA = {"algorithm": "a3c"}, {"algorithm": "one-step-sarsa"}

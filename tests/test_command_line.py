@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from async_dqn import __version__, cli, options, presets
-from async_dqn.config import SETTINGS, usable_cores
+from async_dqn import __version__, cli
+from async_dqn.config import options, presets
+from async_dqn.config.config import SETTINGS, usable_cores
 from runs import DEVICES
 
 ROOT = Path(__file__).parent.parent

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from async_dqn import cli, contenders, presets
-from async_dqn.config import SETTINGS
-from async_dqn.options import parse_train
+from async_dqn import cli, contenders
+from async_dqn.config import presets
+from async_dqn.config.config import SETTINGS
+from async_dqn.config.options import parse_train
 from runs import ROOT, is_alive
 
 GOOD = "serial-one-step-q"

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from async_dqn import cores, presets
-from async_dqn.config import SECTIONS, SETTINGS, Config, UserError, usable_cores
-from async_dqn.presets import resolve
+from async_dqn.config import cores, presets
+from async_dqn.config.config import SECTIONS, SETTINGS, Config, UserError, usable_cores
+from async_dqn.config.presets import resolve
 
 
 def message_of(action, *arguments):

@@ -14,7 +14,7 @@ import torch
 
 from async_dqn import architecture, envs, parameters, processes
 from async_dqn.child import Lifeline
-from async_dqn.config import Config
+from async_dqn.config.config import Config
 from async_dqn.crew import Crew, run_player
 from async_dqn.env_spec import EnvSpec
 from async_dqn.evaluator import Evaluation, Evaluator

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from async_dqn import checkpoint, training
-from async_dqn.presets import resolve
+from async_dqn.config.presets import resolve
 from runs import Trainer
 
 HUGE = ("--import", "scripted_ids", "--env", "Scripted/HugeReward-v0", "--steps", "100000")

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from scripted_envs import NumberedEnv, SpacesEnv
 
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from async_dqn.envs import (
     EnvBatch,
     EnvInfo,

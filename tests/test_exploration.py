@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from async_dqn.config import Config
+from async_dqn.config.config import Config
 from async_dqn.exploration import (
     BOLTZMANN,
     EPSILON_GREEDY,

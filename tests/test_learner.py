@@ -10,7 +10,7 @@ import torch
 from scripted_envs import ChainEnv, FaultyEnv, NumberedEnv
 
 from async_dqn import architecture, envs, parameters
-from async_dqn.config import Config
+from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.learner import Learner, Statistics
 from async_dqn.memory import SharedBlock

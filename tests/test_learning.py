@@ -6,7 +6,7 @@ import pytest
 from scripted_envs import ChainEnv
 
 from async_dqn import AsyncDQN, training
-from async_dqn.presets import resolve
+from async_dqn.config.presets import resolve
 
 VARIANTS = [
     {"algorithm": "one-step-q"},

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from async_dqn import checkpoint, parameters, processes, training
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
+from async_dqn.config.presets import resolve
 from async_dqn.memory import SharedBlock
 from async_dqn.optimizers import OPTIMIZERS, Momentum
 from async_dqn.parameters import ParameterStore
-from async_dqn.presets import resolve
 
 SIZE = 16
 OWN = [name for name, kind in OPTIMIZERS.items() if not kind.shared]

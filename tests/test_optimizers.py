@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from async_dqn.config import SETTINGS
+from async_dqn.config.config import SETTINGS
 from async_dqn.optimizers import OPTIMIZERS, Momentum, RMSProp, SharedAdam, SharedRMSProp
 
 LR = 0.01

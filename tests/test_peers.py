@@ -20,7 +20,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from scripted_envs import NumberedEnv, register
 
 from async_dqn import architecture, envs
-from async_dqn.config import Config
+from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.metrics import EVALUATIONS_HEADER, METRICS_HEADER
 from async_dqn.peers import settings as published

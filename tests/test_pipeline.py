@@ -11,7 +11,7 @@ from torch import distributed
 
 from async_dqn import architecture, checkpoint, envs, processes
 from async_dqn.architecture import Architecture
-from async_dqn.config import Config
+from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.learner import Learner
 from async_dqn.memory import SharedBlock

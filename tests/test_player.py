@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scripted_envs import CueEnv, NotFiniteEnv
 
 from async_dqn import AsyncDQN, architecture, envs
-from async_dqn.config import Config, UserError
+from async_dqn.config.config import Config, UserError
 from async_dqn.crew import Crew
 from async_dqn.env_batch import SEED_LIMIT
 from async_dqn.env_spec import EnvSpec

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from async_dqn import cli
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from async_dqn.envs import EnvSpec, make_vector, probe
 
 pytest.importorskip("envpool")

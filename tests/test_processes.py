@@ -14,8 +14,8 @@ import pytest
 
 from async_dqn import checkpoint
 from async_dqn.architecture import choose
-from async_dqn.config import Config
-from async_dqn.cores import usable_cores
+from async_dqn.config.config import Config
+from async_dqn.config.cores import usable_cores
 from async_dqn.env_spec import EnvSpec
 from async_dqn.envs import probe
 from async_dqn.evaluator import EvaluatorLoop

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import async_dqn
-from async_dqn.config import Config
+from async_dqn.config.config import Config
 from async_dqn.metrics import GLOBAL_TAGS, Board, Drops, EventLog, Table
 from async_dqn.progress import Bar, PlainLines, Status
 from async_dqn.recorder import RESULT_KEYS, Recorder, _closing_line, process_start

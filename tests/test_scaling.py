@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from async_dqn.config import Config, UserError
-from async_dqn.options import parse_train
-from async_dqn.presets import resolve
-from async_dqn.scaling import FOLLOWING, MOST_EVALUATING, evaluation_processes, momentum
+from async_dqn.config.config import Config, UserError
+from async_dqn.config.options import parse_train
+from async_dqn.config.presets import resolve
+from async_dqn.config.scaling import FOLLOWING, MOST_EVALUATING, evaluation_processes, momentum
 
 COUNTS = (1, 2, 3, 7, 16, 64, 256)
 PRESETS = ("CartPole-v1", "LunarLander-v3", "MinAtar/Breakout-v1", "ALE/Pong-v5", "Nowhere-v0")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from async_dqn import checkpoint, training
-from async_dqn.presets import resolve
+from async_dqn.config.presets import resolve
 
 SMALL = {
     "env": "CartPole-v1",

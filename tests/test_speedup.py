@@ -8,8 +8,8 @@ import pytest
 
 from async_dqn import cli
 from async_dqn.bench import scaling
-from async_dqn.config import usable_cores
-from async_dqn.presets import resolve
+from async_dqn.config.config import usable_cores
+from async_dqn.config.presets import resolve
 
 TIMES = {
     "step_s": 1e-4,

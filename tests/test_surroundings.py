@@ -13,7 +13,7 @@ import time
 import pytest
 
 from async_dqn import checkpoint, training
-from async_dqn.presets import resolve
+from async_dqn.config.presets import resolve
 from runs import ROOT, SMALL, is_alive
 
 UNRULY = ("--import", "scripted_ids", "--env", "Scripted/Unruly-v0", "--eval-episodes", "2")

@@ -9,7 +9,7 @@ import torch
 from scripted_envs import ChainEnv
 
 from async_dqn import architecture, checkpoint, envs, parameters
-from async_dqn.config import Config
+from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.learner import Learner
 from async_dqn.memory import SharedBlock

@@ -7,7 +7,7 @@ of two measurements that followed each other holds when the machine's speed drif
 import importlib
 from collections.abc import Sequence
 
-from async_dqn.settings import UserError, did_you_mean, either, show
+from async_dqn.config.fields import UserError, did_you_mean, either, show
 
 BENCHES = {
     "env": "environments alone, with random actions: no trainer on these cores can be faster",

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from async_dqn import envs
-from async_dqn.config import Config, UserError
+from async_dqn.config.config import Config, UserError
+from async_dqn.config.fields import COUNT, POSITIVE, Section, Setting, setting
+from async_dqn.config.options import Parser, argument, parse_train, parse_value
+from async_dqn.config.presets import resolve
 from async_dqn.document import Table, Text, to_markdown
 from async_dqn.durable import replace_file
-from async_dqn.options import Parser, argument, parse_train, parse_value
-from async_dqn.presets import resolve
 from async_dqn.report import machine
-from async_dqn.settings import COUNT, POSITIVE, Section, Setting, setting
 from async_dqn.versions import versions
 
 METAVARS = {

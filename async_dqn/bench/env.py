@@ -19,7 +19,7 @@ import numpy as np
 from async_dqn import envs, processes
 from async_dqn.bench.command import Speed, TimedOptions, present, save, spread
 from async_dqn.child import Lifeline, RecordPipe, enter_child, receive, report_failure
-from async_dqn.config import Config, UserError, usable_cores
+from async_dqn.config.config import Config, UserError, usable_cores
 from async_dqn.env_spec import EnvSpec
 from async_dqn.processes import Child
 

@@ -14,11 +14,11 @@ from async_dqn import envs
 from async_dqn.bench.command import METAVARS, check_path, present, save, spread
 from async_dqn.compare import compare, parser_of
 from async_dqn.comparisons import collect
-from async_dqn.config import SETTINGS, UserError
+from async_dqn.config.config import SETTINGS, UserError
+from async_dqn.config.options import parse_value
+from async_dqn.config.presets import resolve
 from async_dqn.contenders import PEERS
 from async_dqn.env_spec import EnvSpec, registered_spec
-from async_dqn.options import parse_value
-from async_dqn.presets import resolve
 from async_dqn.report import cost_spread
 from async_dqn.results import RunResult, quantity
 from async_dqn.run_folder import env_folder

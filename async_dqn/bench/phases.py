@@ -7,7 +7,7 @@ from typing import Any
 
 from async_dqn.bench.command import in_turns, present, ratios, save, spread
 from async_dqn.bench.throughput import TrainerOptions, throughput
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 
 # What a phase calls that is listed too counts there.
 PHASES = {

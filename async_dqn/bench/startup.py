@@ -13,10 +13,10 @@ from typing import Any
 
 from async_dqn.bench.command import Options as Common
 from async_dqn.bench.command import in_turns, present, ratios, save, spread
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
+from async_dqn.config.fields import Range, setting
 from async_dqn.jobs import PACKAGE
 from async_dqn.processes import THREAD_VARIABLES
-from async_dqn.settings import Range, setting
 
 COUNTS = Range("a list of whole numbers from 1", lambda n: n >= 1)
 NEVER = 10**12

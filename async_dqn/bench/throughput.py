@@ -19,7 +19,7 @@ from async_dqn.bench.command import (
     spread,
 )
 from async_dqn.bench.env import environment_speed, steppers
-from async_dqn.presets import resolve
+from async_dqn.config.presets import resolve
 
 WARM_UP_SECONDS = 2.0
 NEVER = 10**12  # steps

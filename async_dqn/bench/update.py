@@ -6,9 +6,9 @@ from functools import partial
 
 from async_dqn import architecture, envs
 from async_dqn.bench.command import TimedOptions, in_turns, present, save, spread
-from async_dqn.config import SETTINGS
+from async_dqn.config.config import SETTINGS
+from async_dqn.config.fields import POSITIVE, Range, setting
 from async_dqn.env_spec import EnvSpec
-from async_dqn.settings import POSITIVE, Range, setting
 
 SIZES = Range("a list of whole numbers within [1, 10^9]", lambda n: 1 <= n <= 10**9)
 HEADER = (

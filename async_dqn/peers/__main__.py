@@ -14,12 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from async_dqn.config import SECTIONS, SETTINGS, Config, UserError
+from async_dqn.config.config import SECTIONS, SETTINGS, Config, UserError
+from async_dqn.config.fields import did_you_mean, either, one_line
+from async_dqn.config.options import Parser, parse_value
+from async_dqn.config.presets import resolve
 from async_dqn.contenders import PEERS
-from async_dqn.options import Parser, parse_value
-from async_dqn.presets import resolve
 from async_dqn.processes import THREAD_VARIABLES
-from async_dqn.settings import did_you_mean, either, one_line
 
 PACKAGE = "stable-baselines3"
 # The settings that a peer shares with our methods.

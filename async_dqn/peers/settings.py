@@ -8,7 +8,7 @@ clipped to norm 10, and epsilon falls from step 0 on, not from the first update.
 from dataclasses import dataclass
 from typing import Any
 
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from async_dqn.env_spec import EnvInfo, EnvSpec
 
 RL_ZOO, MINATAR, DEFAULTS = "rl-zoo dqn.yml", "Young & Tian 2019", "SB3's defaults"

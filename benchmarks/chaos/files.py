@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from async_dqn import checkpoint
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from benchmarks.chaos.promise import Promise
 from benchmarks.chaos.watched import ENDLESS, ROOT, Watched
 

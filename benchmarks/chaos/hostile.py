@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from async_dqn import checkpoint
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 
 RISKY = {"exec", "compile", "import", "os.system", "subprocess.Popen", "socket.connect", "open"}
 

@@ -9,7 +9,7 @@ import statistics
 import time
 
 from async_dqn import checkpoint
-from async_dqn.config import UserError
+from async_dqn.config.config import UserError
 from benchmarks.chaos.promise import Promise
 from benchmarks.chaos.watched import ENDLESS, Watched, wait_gone
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from async_dqn.cores import MOST_EVALUATING
+from async_dqn.config.cores import MOST_EVALUATING
 from async_dqn.memory import ALIGNMENT, Section
 from async_dqn.optimizers import SharedAdam
 from async_dqn.parameters import STEPS, sections

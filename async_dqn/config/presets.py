@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from async_dqn.combinations import check_acts
-from async_dqn.config import (
+from async_dqn.config.config import (
     SECTIONS,
     SETTINGS,
     WORKERS_PER_CORE,
@@ -25,8 +24,9 @@ from async_dqn.config import (
     UserError,
     usable_cores,
 )
-from async_dqn.scaling import AUTO, FOLLOWING, REFERENCE
-from async_dqn.settings import check, did_you_mean, either, show
+from async_dqn.config.fields import check, did_you_mean, either, show
+from async_dqn.config.rules import check_acts
+from async_dqn.config.scaling import AUTO, FOLLOWING, REFERENCE
 
 PRESET_FILES = Path(__file__).parent / "preset_files"
 # What choices cannot do without, whatever a preset says for others; `combinations` has the reasons.

@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from async_dqn.combinations import check_combination
-from async_dqn.cores import usable_cores
-from async_dqn.scaling import FOLLOWING, REFERENCE, at_once, for_workers
-from async_dqn.sections import (
+from async_dqn.config.cores import usable_cores
+from async_dqn.config.fields import UserError, check, check_run_name
+from async_dqn.config.rules import check_combination
+from async_dqn.config.scaling import FOLLOWING, REFERENCE, at_once, for_workers
+from async_dqn.config.schema import (
     SECTIONS,
     SETTINGS,
     WORKERS_PER_CORE,
@@ -26,7 +27,6 @@ from async_dqn.sections import (
     ReplayConfig,
     RunConfig,
 )
-from async_dqn.settings import UserError, check, check_run_name
 
 __all__ = [
     "SECTIONS",

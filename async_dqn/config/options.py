@@ -10,9 +10,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from async_dqn.config import SECTIONS, SETTINGS, UserError
-from async_dqn.scaling import AUTO, FOLLOWING, REFERENCE
-from async_dqn.settings import Setting, check, did_you_mean, refuse
+from async_dqn.config.config import SECTIONS, SETTINGS, UserError
+from async_dqn.config.fields import Setting, check, did_you_mean, refuse
+from async_dqn.config.scaling import AUTO, FOLLOWING, REFERENCE
 
 WHOLE = re.compile(r"[+-]?\d+(_\d+)*", re.ASCII)
 SHORTHAND = re.compile(r"(\d+(?:\.\d+)?)(k|m|b|e\d\d?)", re.ASCII | re.IGNORECASE)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from async_dqn.settings import UserError, either
+from async_dqn.config.fields import UserError, either
 
 Config = Any  # `config.Config`, which is built on this module
 
