@@ -26,7 +26,7 @@ from async_dqn.config.presets import resolve
 from async_dqn.crew import Crew
 from async_dqn.env_spec import EnvInfo, EnvSpec
 from async_dqn.networks import State
-from async_dqn.parameters import FlatNetwork, flat_vector
+from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
 from async_dqn.player import Player
 from async_dqn.reports import Callback
 from async_dqn.resume import stored_config

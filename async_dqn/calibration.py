@@ -15,8 +15,9 @@ import numpy as np
 from async_dqn.clock import LOST_VALUES, Times
 from async_dqn.crew import Crew
 from async_dqn.learner import Learner
-from async_dqn.memory import SharedBlock
-from async_dqn.parameters import FlatNetwork, ParameterStore
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.player import Player
 from async_dqn.rollout import Rollout
 from async_dqn.task import Task

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 
 from async_dqn.child import RecordPipe, enter_child, report_failure
-from async_dqn.parameters import (
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import (
     CPU_NS,
     EVALUATING,
     EVALUATOR_ORDER,
@@ -24,9 +25,8 @@ from async_dqn.parameters import (
     STARTING,
     STARTUP_NS,
     WAITING,
-    FlatNetwork,
-    ParameterStore,
 )
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.player import Player, TooManyBreaks
 from async_dqn.seats import UNPLAYABLE, OwnSeats, Played, Seats
 from async_dqn.task import ChildStart

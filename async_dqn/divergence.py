@@ -6,7 +6,8 @@ or the target network's, may be where nothing finite comes from any more.
 
 import torch
 
-from async_dqn.parameters import FAILING, ParameterStore
+from async_dqn.parameters.layout import FAILING
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.run import Run
 
 IN_A_ROW = 100

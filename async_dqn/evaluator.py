@@ -16,7 +16,8 @@ import torch
 
 from async_dqn.child import RecordPipe, enter_child, report_failure
 from async_dqn.crew import Crew
-from async_dqn.parameters import (
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import (
     ACKNOWLEDGED,
     CPU_NS,
     EVALUATING,
@@ -32,9 +33,8 @@ from async_dqn.parameters import (
     RUN,
     STARTUP_NS,
     WAITING,
-    FlatNetwork,
-    ParameterStore,
 )
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.player import Player
 from async_dqn.seats import Played, Seats
 from async_dqn.sequential import falls_short

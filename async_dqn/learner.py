@@ -14,8 +14,8 @@ from async_dqn.child import Hopeless
 from async_dqn.collector import Collector
 from async_dqn.config.fields import in_words, one_line
 from async_dqn.envs import make_vector
-from async_dqn.optimizers import Optimizer
-from async_dqn.parameters import (
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import (
     ENV_ERRORS,
     ENV_STEP,
     EPISODES,
@@ -25,9 +25,9 @@ from async_dqn.parameters import (
     PHASE,
     SKIPPED,
     STEPS,
-    FlatNetwork,
-    ParameterStore,
 )
+from async_dqn.parameters.optimizers import Optimizer
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.rollout import Rollout
 from async_dqn.task import NOISE, REPLAY, TRAINING, Task
 

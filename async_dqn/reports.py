@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from async_dqn.learner import Statistics
-from async_dqn.parameters import ENV_ERRORS, SKIPPED, STEPS, ParameterStore
+from async_dqn.parameters.layout import ENV_ERRORS, SKIPPED, STEPS
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.recorder import Recorder
 from async_dqn.task import Task
 

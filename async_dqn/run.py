@@ -16,19 +16,10 @@ import torch
 from async_dqn import checkpoint as checkpoints
 from async_dqn.checkpoint import Checkpoint, Tensors
 from async_dqn.evaluator import Evaluation
-from async_dqn.memory import SharedBlock
-from async_dqn.parameters import (
-    CPU_NS,
-    ENV_ERRORS,
-    EPISODES,
-    SKIPPED,
-    STEPS,
-    UPDATES,
-    FlatNetwork,
-    ParameterStore,
-    flat_vector,
-    named_tensors,
-)
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork, flat_vector, named_tensors
+from async_dqn.parameters.layout import CPU_NS, ENV_ERRORS, EPISODES, SKIPPED, STEPS, UPDATES
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.recorder import Recorder
 from async_dqn.reports import Callback, Reporter
 from async_dqn.resume import stored_config

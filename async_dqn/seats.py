@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from async_dqn.parameters import HEARTBEAT_NS, PLAYING, ParameterStore
+from async_dqn.parameters.layout import HEARTBEAT_NS, PLAYING
+from async_dqn.parameters.store import ParameterStore
 
 SILENT_NS = 1_000_000_000  # without a sign of life a player gets nothing more to do
 UNPLAYABLE = -1  # the length of an episode that could not be played

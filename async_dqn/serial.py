@@ -15,7 +15,7 @@ from async_dqn.child import keep_freed_memory
 from async_dqn.divergence import has_diverged, roll_back
 from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.learner import Learner
-from async_dqn.parameters import ParameterStore
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.run import STOPPED, Run
 from async_dqn.signals import STOPPING, StopSignals
 

@@ -21,7 +21,8 @@ from async_dqn.config.scaling import evaluation_processes
 from async_dqn.durable import replace_file
 from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.learner import Learner
-from async_dqn.parameters import STEPS, ParameterStore
+from async_dqn.parameters.layout import STEPS
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.reports import REPORT_SECONDS
 from async_dqn.rollout import Rollout
 from async_dqn.run import Run

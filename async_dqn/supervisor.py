@@ -19,7 +19,7 @@ from async_dqn.divergence import has_diverged, roll_back
 from async_dqn.evaluator import Evaluation, run_evaluator
 from async_dqn.heartbeats import Heartbeats
 from async_dqn.leases import grant, share
-from async_dqn.parameters import (
+from async_dqn.parameters.layout import (
     ACKNOWLEDGED,
     EVALUATOR_ORDER,
     FINISH,

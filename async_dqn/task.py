@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from async_dqn import parameters
 from async_dqn.architecture import Architecture
 from async_dqn.child import Lifeline
 from async_dqn.config.config import Config
@@ -14,12 +13,13 @@ from async_dqn.config.cores import usable_cores
 from async_dqn.config.scaling import MOST_EVALUATING, evaluation_processes
 from async_dqn.env_spec import EnvInfo, EnvSpec
 from async_dqn.exploration import Schedule, schedule
-from async_dqn.memory import Section, SharedBlock
 from async_dqn.networks import OnDevice, QNetwork
-from async_dqn.optimizers import OPTIMIZERS, Optimizer
-from async_dqn.parameters import ParameterStore
+from async_dqn.parameters import layout
+from async_dqn.parameters.block import Section, SharedBlock
+from async_dqn.parameters.optimizers import OPTIMIZERS, Optimizer
+from async_dqn.parameters.store import ParameterStore
+from async_dqn.parameters.sync_store import SynchronousStore, round_sections
 from async_dqn.replay import ReplayShard, replay_bytes, segment_length
-from async_dqn.synchronous import SynchronousStore, round_sections
 
 # First words of the seed key: disjoint branches of the run's seed.
 TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY = range(5)
@@ -79,9 +79,7 @@ class Task:
     def sections(self, size: int) -> tuple[Section, ...]:
         """The table of the shared block for `size` parameters (padded)."""
         parallel, rows = self.config.parallel, self.optimizer().rows
-        table = parameters.sections(
-            parallel.workers, size, rows, self.shared_state, self.most_players
-        )
+        table = layout.sections(parallel.workers, size, rows, self.shared_state, self.most_players)
         if parallel.mode != "sync":
             return table
         parts = 1 if parallel.sync_average == "gradients" else 1 + rows

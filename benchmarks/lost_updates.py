@@ -13,8 +13,8 @@ import time
 import numpy as np
 import torch
 
-from async_dqn.memory import Section, SharedBlock
-from async_dqn.optimizers import SharedAdam
+from async_dqn.parameters.block import Section, SharedBlock
+from async_dqn.parameters.optimizers import SharedAdam
 from benchmarks.scores import RESULTS, machine
 
 SIZES = {"CartPole": 17_936, "Pong, nips": 680_000 // 16 * 16}  # parameters

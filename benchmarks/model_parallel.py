@@ -24,8 +24,9 @@ from async_dqn import architecture, envs, processes
 from async_dqn.bench.command import spread
 from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
-from async_dqn.memory import SharedBlock
-from async_dqn.parameters import WORKERS_STOP, FlatNetwork
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import WORKERS_STOP
 from async_dqn.pipeline import MICROBATCHES, FirstStage, LastStage, lesson_loss, split
 from async_dqn.task import Task
 from benchmarks.scores import rows_of

@@ -25,9 +25,10 @@ from async_dqn.config.presets import resolve
 from async_dqn.env_batch import EnvBatch
 from async_dqn.env_spec import EnvSpec
 from async_dqn.layers import Chain
-from async_dqn.memory import SharedBlock
-from async_dqn.optimizers import OPTIMIZERS
-from async_dqn.parameters import ParameterStore, padded_size
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.layout import padded_size
+from async_dqn.parameters.optimizers import OPTIMIZERS
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.replay import ReplayShard
 from async_dqn.results import COLUMNS, RunResult
 from async_dqn.run import Run

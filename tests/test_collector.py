@@ -7,7 +7,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scripted_envs import NumberedEnv
 from torch import nn
 
-from async_dqn import parameters
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.collector import EPISODES_KEPT, Collector
 from async_dqn.config.config import AlgorithmConfig
@@ -15,10 +14,12 @@ from async_dqn.env_batch import EnvBatch
 from async_dqn.env_spec import EnvInfo
 from async_dqn.loop_batch import LoopBatch
 from async_dqn.loop_env import LoopVectorEnv
-from async_dqn.memory import SharedBlock
 from async_dqn.networks import QOutput
-from async_dqn.optimizers import SharedRMSProp
-from async_dqn.parameters import FlatNetwork, ParameterStore
+from async_dqn.parameters import layout
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.optimizers import SharedRMSProp
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.rollout import Rollout
 from async_dqn.spaces import observation_layout
 
@@ -307,7 +308,7 @@ def test_rewriting_the_shared_weights_in_mid_segment_changes_no_remaining_action
     def segments(disturb: bool) -> list[list]:
         torch.manual_seed(0)
         network = FlatNetwork(nn.Linear(3, 2))
-        block = SharedBlock(parameters.sections(1, len(network.vector), 1))
+        block = SharedBlock(layout.sections(1, len(network.vector), 1))
         store = ParameterStore(block, SharedRMSProp(), 0)
         store.theta.copy_(network.vector)
         collector = make_collector(make_batch("loop"), Outputs(network.net), 21)

@@ -12,14 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from async_dqn import architecture, envs, parameters, processes
+from async_dqn import architecture, envs, processes
 from async_dqn.child import Lifeline
 from async_dqn.config.config import Config
 from async_dqn.crew import Crew, run_player
 from async_dqn.env_spec import EnvSpec
 from async_dqn.evaluator import Evaluation, Evaluator
-from async_dqn.memory import SharedBlock
-from async_dqn.parameters import CPU_NS, EVALUATOR_ORDER, HEARTBEAT_NS, PLAYING, QUIT, STARTUP_NS
+from async_dqn.parameters import layout
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import (
+    CPU_NS,
+    EVALUATOR_ORDER,
+    HEARTBEAT_NS,
+    PLAYING,
+    QUIT,
+    STARTUP_NS,
+)
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.player import Player
 from async_dqn.task import ChildStart, Task
 
@@ -31,7 +41,7 @@ class Team:
     """An evaluator in this process, and players in others."""
 
     task: Task
-    store: parameters.ParameterStore
+    store: ParameterStore
     evaluator: Evaluator
     children: list[Any]
 
@@ -86,10 +96,10 @@ def team(tmp_path) -> Iterator[Callable[..., Team]]:
         spec = EnvSpec(env, kwargs or {}, ("scripted_ids",), 500)
         info = envs.probe(spec)
         task = Task(config, spec, info, architecture.choose(config, info))
-        network = parameters.FlatNetwork(task.network())
+        network = FlatNetwork(task.network())
         size = len(network.vector)
-        block = SharedBlock(parameters.sections(1, size, 2, players=count))
-        store = parameters.ParameterStore(block, task.optimizer(), 1)
+        block = SharedBlock(layout.sections(1, size, 2, players=count))
+        store = ParameterStore(block, task.optimizer(), 1)
         store.theta.normal_(std=0.5)  # actions differ from state to state
         children = [start(task, block, player, tmp_path) for player in range(count)]
         teams.append(Team(task, store, Evaluator(task, store, None), children))
@@ -116,7 +126,7 @@ def start(task: Task, block: SharedBlock, player: int, folder: Path) -> Any:
 
 def alone(team: Team) -> tuple[float, float, int]:
     """Mean, deviation and number of the scores that one process gives the same parameters."""
-    network = parameters.FlatNetwork(team.task.network(), gradient=False)
+    network = FlatNetwork(team.task.network(), gradient=False)
     network.vector.copy_(team.store.theta)
     crew = Crew(Player(team.task, network))
     crew.begin(crew.player.screening)

@@ -9,13 +9,14 @@ import pytest
 import torch
 from scripted_envs import ChainEnv, FaultyEnv, NumberedEnv
 
-from async_dqn import architecture, envs, parameters
+from async_dqn import architecture, envs
 from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.learner import Learner, Statistics
-from async_dqn.memory import SharedBlock
-from async_dqn.optimizers import Optimizer, SharedAdam
-from async_dqn.parameters import (
+from async_dqn.parameters import layout
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import (
     ENV_ERRORS,
     EPISODES,
     HEARTBEAT_NS,
@@ -24,9 +25,10 @@ from async_dqn.parameters import (
     SKIPPED,
     STEPS,
     UPDATES,
-    ParameterStore,
     padded_size,
 )
+from async_dqn.parameters.optimizers import Optimizer, SharedAdam
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.task import Task
 
 SETTINGS = {"workers": 2, "envs_per_worker": 2, "rollout_length": 4, "hidden": (16,)}
@@ -61,11 +63,11 @@ class Bench:
         self.optimizer = optimizer or Descent()
         net = self.task.network()
         workers = self.config.parallel.workers
-        table = parameters.sections(workers, padded_size(net), self.optimizer.rows)
+        table = layout.sections(workers, padded_size(net), self.optimizer.rows)
         self.block = SharedBlock(table)
         self.block["multipliers"][:] = 1.0
         self.store = ParameterStore(self.block, self.optimizer, 0)
-        self.store.theta.copy_(parameters.FlatNetwork(net).vector)
+        self.store.theta.copy_(FlatNetwork(net).vector)
         self.store.sync_target(0)
         self.learner = Learner(self.task, self.store, 0)
         self.learner.reset(0, 0)

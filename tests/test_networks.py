@@ -12,7 +12,7 @@ from async_dqn.architecture import MINIMUM_SIDE, NETWORKS, Architecture, choose
 from async_dqn.config.config import SETTINGS, Config, UserError
 from async_dqn.networks import QNetwork
 from async_dqn.noisy import NoisyLinear
-from async_dqn.parameters import FlatNetwork
+from async_dqn.parameters.flat_network import FlatNetwork
 
 SHAPES = {
     "linear": (5,),

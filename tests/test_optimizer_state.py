@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from async_dqn import checkpoint, parameters, processes, training
+from async_dqn import checkpoint, processes, training
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
-from async_dqn.memory import SharedBlock
-from async_dqn.optimizers import OPTIMIZERS, Momentum
-from async_dqn.parameters import ParameterStore
+from async_dqn.parameters import layout
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.optimizers import OPTIMIZERS, Momentum
+from async_dqn.parameters.store import ParameterStore
 
 SIZE = 16
 OWN = [name for name, kind in OPTIMIZERS.items() if not kind.shared]
@@ -23,7 +24,7 @@ each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 def new_block(name: str, workers: int) -> SharedBlock:
     kind = OPTIMIZERS[name]
-    block = SharedBlock(parameters.sections(workers, SIZE, kind.rows, kind.shared))
+    block = SharedBlock(layout.sections(workers, SIZE, kind.rows, kind.shared))
     block["multipliers"][:] = 1.0
     return block
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from async_dqn.config.config import SETTINGS
-from async_dqn.optimizers import OPTIMIZERS, Momentum, RMSProp, SharedAdam, SharedRMSProp
+from async_dqn.parameters.optimizers import OPTIMIZERS, Momentum, RMSProp, SharedAdam, SharedRMSProp
 
 LR = 0.01
 

@@ -14,9 +14,10 @@ from async_dqn.architecture import Architecture
 from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.learner import Learner
-from async_dqn.memory import SharedBlock
 from async_dqn.networks import QNetwork
-from async_dqn.parameters import WORKERS_STOP, FlatNetwork
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import WORKERS_STOP
 from async_dqn.pipeline import FirstLearner, LastStage, lesson_loss, split
 from async_dqn.task import Task
 from runs import Trainer, listening

@@ -18,8 +18,10 @@ from async_dqn.crew import Crew
 from async_dqn.env_batch import SEED_LIMIT
 from async_dqn.env_spec import EnvSpec
 from async_dqn.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
-from async_dqn.memory import SharedBlock
-from async_dqn.parameters import CPU_NS, STARTUP_NS, FlatNetwork, ParameterStore, padded_size
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import CPU_NS, STARTUP_NS, padded_size
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.player import BATCHED_ENVS, LOOPED_ENVS, Player
 from async_dqn.sequential import MIN_RETURNS
 from async_dqn.task import CONFIRMATION, SCREENING, Task

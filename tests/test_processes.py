@@ -19,16 +19,10 @@ from async_dqn.config.cores import usable_cores
 from async_dqn.env_spec import EnvSpec
 from async_dqn.envs import probe
 from async_dqn.evaluator import EvaluatorLoop
-from async_dqn.memory import SharedBlock
-from async_dqn.optimizers import SharedAdam
-from async_dqn.parameters import (
-    ACKNOWLEDGED,
-    HEARTBEAT_NS,
-    STEPS,
-    ParameterStore,
-    padded_size,
-    sections,
-)
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.layout import ACKNOWLEDGED, HEARTBEAT_NS, STEPS, padded_size, sections
+from async_dqn.parameters.optimizers import SharedAdam
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes import MAX_FAILURES
 from async_dqn.supervisor import Supervisor
 from async_dqn.task import Task

@@ -19,7 +19,7 @@ from async_dqn import training
 from async_dqn.collector import Collector
 from async_dqn.config.presets import resolve
 from async_dqn.learner import Learner
-from async_dqn.parameters import named_tensors
+from async_dqn.parameters.flat_network import named_tensors
 from async_dqn.task import NOISE, REPLAY, TRAINING, Task
 
 UPDATES = 50

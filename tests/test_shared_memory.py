@@ -13,19 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from async_dqn import parameters, processes
+from async_dqn import processes
 from async_dqn.learner import self_check
-from async_dqn.memory import Section, SharedBlock
-from async_dqn.optimizers import OPTIMIZERS, SharedRMSProp
-from async_dqn.parameters import (
-    STEPS,
-    UPDATES,
-    DoubleBuffer,
-    FlatNetwork,
-    ParameterStore,
-    flat_vector,
-    named_tensors,
-)
+from async_dqn.parameters import layout
+from async_dqn.parameters.block import Section, SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork, flat_vector, named_tensors
+from async_dqn.parameters.layout import STEPS, UPDATES
+from async_dqn.parameters.optimizers import OPTIMIZERS, SharedRMSProp
+from async_dqn.parameters.published import DoubleBuffer
+from async_dqn.parameters.store import ParameterStore
 
 SIZE = 64
 TIMEOUT = 60.0
@@ -42,7 +38,7 @@ class Accumulate:
 
 
 def new_block(workers: int = 2, size: int = SIZE, rows: int = 1) -> SharedBlock:
-    block = SharedBlock(parameters.sections(workers, size, rows))
+    block = SharedBlock(layout.sections(workers, size, rows))
     block["multipliers"][:] = 1.0  # the trainer writes them
     return block
 

@@ -5,10 +5,12 @@ import torch
 from test_learner import Bench
 from torch import nn
 
-from async_dqn import parameters
-from async_dqn.memory import SharedBlock
-from async_dqn.optimizers import OPTIMIZERS, SharedRMSProp
-from async_dqn.parameters import SKIPPED, UPDATES, FlatNetwork, ParameterStore
+from async_dqn.parameters import layout
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import SKIPPED, UPDATES
+from async_dqn.parameters.optimizers import OPTIMIZERS, SharedRMSProp
+from async_dqn.parameters.store import ParameterStore
 
 GRADIENT = torch.ones(16)
 
@@ -27,7 +29,7 @@ class Workers:
 
     def __init__(self, count: int, optimizer=None):
         optimizer = optimizer or Descent()
-        self.block = SharedBlock(parameters.sections(count, 16, optimizer.rows))
+        self.block = SharedBlock(layout.sections(count, 16, optimizer.rows))
         self.block["multipliers"][:] = 1.0
         self.stores = [ParameterStore(self.block, optimizer, slot) for slot in range(count)]
         self.network = FlatNetwork(nn.Linear(3, 4))

@@ -12,12 +12,12 @@ PACKAGE = Path(async_dqn.__file__).parent
 # A module imports from its own folder and from strictly lower floors; the package itself (its
 # version) may be imported by all.
 FLOORS = (
-    "config",
+    "config parameters",
     # still to be moved
-    "returns exploration leases rollout optimizers memory child durable progress layers"
-    " noisy sum_tree statistics document versions sequential fork_server",
-    "parameters metrics replay clock processes",
-    "synchronous heartbeats seats",
+    "returns exploration leases rollout child durable progress layers noisy sum_tree"
+    " statistics document versions sequential fork_server",
+    "metrics replay clock processes",
+    "heartbeats seats",
     "architecture spaces env_spec signals run_folder checkpoint_format results",
     "actions loop_env pool_env single_game comparisons contenders",
     "heads torsos env_batch checkpoint recorder figures jobs",

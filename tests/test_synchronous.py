@@ -8,14 +8,16 @@ import pytest
 import torch
 from scripted_envs import ChainEnv
 
-from async_dqn import architecture, checkpoint, envs, parameters
+from async_dqn import architecture, checkpoint, envs
 from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.learner import Learner
-from async_dqn.memory import SharedBlock
-from async_dqn.optimizers import SharedAdam
-from async_dqn.parameters import SHARED_OUT, STEPS, UPDATES, WORKERS_STOP, FlatNetwork
-from async_dqn.synchronous import DONE, GIVEN, PRESENT, SynchronousStore, round_sections
+from async_dqn.parameters import layout
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import SHARED_OUT, STEPS, UPDATES, WORKERS_STOP
+from async_dqn.parameters.optimizers import SharedAdam
+from async_dqn.parameters.sync_store import DONE, GIVEN, PRESENT, SynchronousStore, round_sections
 from async_dqn.task import Task
 from runs import SMALL, Trainer
 
@@ -38,7 +40,7 @@ class Group:
     def __init__(self, workers: int, optimizer=Descent, sync: int | None = None, every=None):
         rows = optimizer.rows
         parts = 1 if every is None else 1 + rows
-        table = parameters.sections(workers, SIZE, rows)
+        table = layout.sections(workers, SIZE, rows)
         self.block = SharedBlock((*table, *round_sections(workers, SIZE, parts)))
         self.block["multipliers"][:] = 1.0
         self.block["control"][SHARED_OUT] = 1

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from async_dqn.learner import Learner
-from async_dqn.parameters import STEPS, UPDATES, ParameterStore
+from async_dqn.parameters.layout import STEPS, UPDATES
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes import Child
 from async_dqn.run import Run
 from async_dqn.supervisor import Supervisor

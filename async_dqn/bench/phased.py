@@ -14,7 +14,7 @@ from typing import Any
 from async_dqn.bench import throughput
 from async_dqn.bench.command import Sources
 from async_dqn.learner import Learner
-from async_dqn.parameters import ParameterStore
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes import Child
 from async_dqn.run import Run
 from async_dqn.supervisor import Supervisor

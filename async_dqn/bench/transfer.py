@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from async_dqn.memory import SharedBlock
-from async_dqn.optimizers import OPTIMIZERS
-from async_dqn.parameters import FlatNetwork, ParameterStore, sections
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import sections
+from async_dqn.parameters.optimizers import OPTIMIZERS
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.preflight import check_memory
 
 FLOAT = 4  # bytes

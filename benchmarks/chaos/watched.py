@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from async_dqn.config.cores import MOST_EVALUATING
-from async_dqn.memory import ALIGNMENT, Section
-from async_dqn.optimizers import SharedAdam
-from async_dqn.parameters import STEPS, sections
+from async_dqn.parameters.block import ALIGNMENT, Section
+from async_dqn.parameters.layout import STEPS, sections
+from async_dqn.parameters.optimizers import SharedAdam
 
 # Scripted environments, and what starts real runs.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from async_dqn.memory import Section, SharedBlock
-from async_dqn.optimizers import Optimizer
-from async_dqn.parameters import (
+from async_dqn.parameters.block import Section, SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import (
     HEARTBEAT_NS,
     PHASE,
     SHARED_OUT,
@@ -22,9 +22,9 @@ from async_dqn.parameters import (
     UPDATES,
     WAITING,
     WORKERS_STOP,
-    FlatNetwork,
-    ParameterStore,
 )
+from async_dqn.parameters.optimizers import Optimizer
+from async_dqn.parameters.store import ParameterStore
 
 # Words of each worker: the last round it gave its part to, the last it is done with, whether it
 # had a part in it. Of worker 0 only: the target that is out, and whether all leave.

@@ -1,0 +1,1 @@
+"""The global parameters in shared memory, and the optimisers that move them."""

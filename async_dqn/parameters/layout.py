@@ -1,0 +1,60 @@
+"""The layout of the shared block: its sections, and what the words of its slots mean."""
+
+from torch import nn
+
+from async_dqn.parameters.block import Section
+
+# Words of a slot, one int64 each; a slot is written by its child only.
+STEPS, UPDATES, EPISODES, SKIPPED, ENV_ERRORS, CPU_NS, HEARTBEAT_NS, PHASE = range(8)
+INCARNATION, PID = 8, 9
+FAILING = 10  # gradients in a row that were not finite
+KEPT_UP = 11  # evaluator's, players': global step at which a piece of work was last finished
+PLAYING = 12  # the evaluator's: sequence number of the snapshot that is being scored, or 0
+STARTUP_NS = 13  # evaluator's, players': CPU time of their starts
+SLOT_WORDS = 16  # two cache lines
+# Phase codes: what a child was doing when it died or hung.
+PHASES = ("starting", "env.step", "learning", "waiting", "evaluating")
+STARTING, ENV_STEP, LEARNING, WAITING, EVALUATING = range(len(PHASES))
+
+# Control words, written by the trainer.
+WORKERS_STOP, EVALUATOR_ORDER, ACKNOWLEDGED, SHARED_OUT = range(4)
+RUN, FINISH, QUIT = range(3)  # the evaluator's orders
+
+SEATS = 20  # episodes that one player plays at once, at most
+
+
+def sections(
+    workers: int, size: int, optimizer_rows: int, shared: bool = True, players: int = 0
+) -> tuple[Section, ...]:
+    """The table of the block for these workers, `size` parameters (padded) and most players.
+
+    `optimizer_rows` state vectors are there once if `shared`, else once for every worker.
+    """
+    owners = 1 if shared else workers
+    return (
+        Section("control", "int64", (8,)),
+        Section("multipliers", "float64", (2,)),  # learning rate, epsilon
+        Section("limits", "int64", (workers,)),  # step limit (lease) of each worker's slot
+        # one row per worker, one for the evaluator, one per player, and one with what earlier
+        # sessions of the run did
+        Section("slots", "int64", (workers + 2 + players, SLOT_WORDS)),
+        Section("theta", "float32", (size,)),
+        Section("optimizer", "float32", (owners, optimizer_rows, size)),
+        *_double_buffer("target", size),
+        *_double_buffer("snapshot", size),
+        Section("seats", "int64", (players, SEATS)),  # written by the evaluator
+        Section("results", "int64", (players, SEATS, 4)),  # a row by its player
+    )
+
+
+def _double_buffer(name: str, size: int) -> tuple[Section, ...]:
+    return (
+        Section(name, "float32", (2, size)),
+        Section(f"{name}_stamps", "int64", (2, 2)),
+        Section(f"{name}_sequence", "int64", (1,)),
+    )
+
+
+def padded_size(net: nn.Module) -> int:
+    """Number of parameters, rounded up to whole cache lines."""
+    return -(-sum(p.numel() for p in net.parameters()) // 16) * 16

@@ -1,0 +1,147 @@
+"""The global parameters: `ParameterStore` is one process's view of the shared block.
+
+Every word has exactly one writer (design section 2); theta and a shared optimiser state are
+written by all workers without a lock (Hogwild). Counters are read as the SUM over the slots: a
+counter that several processes increment loses increments.
+"""
+
+import time
+
+import torch
+
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.layout import (
+    HEARTBEAT_NS,
+    PHASE,
+    SKIPPED,
+    STEPS,
+    UPDATES,
+    WAITING,
+    WORKERS_STOP,
+)
+from async_dqn.parameters.optimizers import Optimizer
+from async_dqn.parameters.published import DoubleBuffer
+
+LOOKS_PER_SECOND = 10_000  # of all workers that wait for budget
+
+
+def _own_state(states: torch.Tensor, slot: int) -> list[torch.Tensor]:
+    """The rows [P] that pushes from `slot` update.
+
+    None for trainer and evaluator where each worker has its own: a push of theirs, which would
+    be a mistake, fails instead of moving a worker's state.
+    """
+    if len(states) == 1:
+        return list(states[0])
+    return list(states[slot]) if slot < len(states) else []
+
+
+class ParameterStore:
+    """Pull, push and count on the shared block, as the owner of one slot."""
+
+    def __init__(self, block: SharedBlock, optimizer: Optimizer, slot: int):
+        self.block = block
+        self.optimizer = optimizer
+        self.theta = torch.from_numpy(block["theta"])
+        self.states = torch.from_numpy(block["optimizer"])  # [1 or workers, rows, P]
+        self.state = _own_state(self.states, slot)
+        self.target = DoubleBuffer(block, "target")
+        self.snapshot = DoubleBuffer(block, "snapshot")
+        self.control = block["control"]
+        self.slots = block["slots"]
+        self.slot = self.slots[slot]
+        self._steps, self._updates = self.slots[:, STEPS], self.slots[:, UPDATES]
+        self._multipliers = block["multipliers"]
+        self._pulled_others = 0
+        self._seen_target = 0
+
+    @property
+    def steps(self) -> int:
+        """Global steps: the sum over all workers and all sessions of the run."""
+        return int(self._steps.sum())
+
+    @property
+    def updates(self) -> int:
+        """Global updates."""
+        return int(self._updates.sum())
+
+    @property
+    def epsilon_multiplier(self) -> float:
+        """Factor on every epsilon, written by the trainer."""
+        return float(self._multipliers[1])
+
+    @property
+    def learning_rate_multiplier(self) -> float:
+        """Factor on every learning rate, written by the trainer."""
+        return float(self._multipliers[0])
+
+    @property
+    def _updates_of_others(self) -> int:
+        return self.updates - int(self.slot[UPDATES])
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the workers are told to stop."""
+        return bool(self.control[WORKERS_STOP])
+
+    def idle(self, lr: float) -> None:
+        """Wait a moment for more budget; `lr` is for stores whose workers update together."""
+        self.slot[PHASE], self.slot[HEARTBEAT_NS] = WAITING, time.monotonic_ns()
+        # All together look no oftener than that: hundreds that wait would leave no core to work.
+        time.sleep(max(0.001, len(self.slots) / LOOKS_PER_SECOND))
+
+    def total(self, word: int) -> int:
+        """Sum of one word over all slots."""
+        return int(self.slots[:, word].sum())
+
+    def pull(self, network: FlatNetwork) -> None:
+        """Copy theta into a private network."""
+        self._pulled_others = self._updates_of_others
+        network.vector.copy_(self.theta)
+
+    def pull_target(self, network: FlatNetwork) -> bool:
+        """Copy the target if a newer one was published; say whether there was."""
+        if self.target.sequence == self._seen_target:
+            return False
+        host = network.vector.cpu()  # itself, unless the network is on a GPU
+        read = self.target.read(host)
+        if read is not None:
+            network.vector.copy_(host)
+            self._seen_target = read[0]
+        return read is not None
+
+    def push(
+        self,
+        gradient: torch.Tensor | None,
+        lr: float,
+        staleness_scaling: bool = False,
+        max_staleness: int | None = None,
+    ) -> int:
+        """Apply a private gradient [P] to theta, in place and without a lock; None: nothing.
+
+        Returns the staleness: updates by others between the pull and this push. With
+        `staleness_scaling` the learning rate is divided by it, if above 1 (Zhang et al. 2016,
+        staleness-aware async-SGD). Above `max_staleness` the gradient is dropped: nothing changes
+        but the slot's count of skipped updates.
+        """
+        staleness = self._updates_of_others - self._pulled_others
+        if gradient is None:
+            return staleness
+        if max_staleness is not None and staleness > max_staleness:
+            self.slot[SKIPPED] += 1
+            return staleness
+        lr *= self.learning_rate_multiplier
+        if staleness_scaling:
+            lr /= max(1, staleness)
+        self.optimizer.step(self.theta, gradient, self.state, lr, self.updates)
+        self.slot[UPDATES] += 1
+        return staleness
+
+    def lower_learning_rate(self) -> None:
+        """Half of it from now on; the trainer's word."""
+        self._multipliers[0] *= 0.5
+
+    def sync_target(self, step: int) -> bool:
+        """Publish theta as the target network; False if theta is not finite."""
+        return self.target.publish(self.theta, step)
