@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from async_dqn import architecture, checkpoint, envs, training
+from async_dqn import checkpoint, envs, training
 from async_dqn.actions import action_table
 from async_dqn.algorithms import build_algorithm
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
 from async_dqn.crew import Crew
 from async_dqn.env_spec import EnvInfo, EnvSpec
-from async_dqn.networks import State
+from async_dqn.networks import architecture
+from async_dqn.networks.network import State
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
 from async_dqn.player import Player
 from async_dqn.reports import Callback

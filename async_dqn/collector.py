@@ -16,7 +16,7 @@ from async_dqn.algorithms import Algorithm
 from async_dqn.child import RECORD_BYTES
 from async_dqn.config.config import AlgorithmConfig
 from async_dqn.envs import EnvBatch, Step
-from async_dqn.networks import restarted
+from async_dqn.networks.network import restarted
 from async_dqn.rollout import Rollout
 
 # Each takes up to 40 bytes of a record, which must fit into one write to the pipe.

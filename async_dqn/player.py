@@ -12,7 +12,7 @@ import torch
 
 from async_dqn.envs import EnvBatch, make_vector
 from async_dqn.loop_batch import LoopBatch
-from async_dqn.networks import restarted
+from async_dqn.networks.network import restarted
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import SEATS
 from async_dqn.seats import Played

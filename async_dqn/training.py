@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from async_dqn import architecture, checkpoint, envs, processes
+from async_dqn import checkpoint, envs, processes
 from async_dqn.clock import Times, VirtualClock
 from async_dqn.config.config import Config, UserError
 from async_dqn.config.fields import in_words
 from async_dqn.envs import EnvInfo, EnvSpec
 from async_dqn.exploration import schedule
+from async_dqn.networks import architecture
 from async_dqn.progress import say
 from async_dqn.recorder import Recorder
 from async_dqn.replay import least_capacity, segment_length

@@ -20,10 +20,11 @@ os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before torch is impor
 import torch
 from torch import distributed
 
-from async_dqn import architecture, envs, processes
+from async_dqn import envs, processes
 from async_dqn.bench.command import spread
 from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
+from async_dqn.networks import architecture
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import WORKERS_STOP

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from async_dqn import architecture, cli, envs
+from async_dqn import cli, envs
 from async_dqn.algorithms.distributional import Distributional
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.bench import BENCHES, command, phases, throughput
@@ -24,7 +24,8 @@ from async_dqn.collector import Collector
 from async_dqn.config.presets import resolve
 from async_dqn.env_batch import EnvBatch
 from async_dqn.env_spec import EnvSpec
-from async_dqn.layers import Chain
+from async_dqn.networks import architecture
+from async_dqn.networks.layers import Chain
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.layout import padded_size
 from async_dqn.parameters.optimizers import OPTIMIZERS

@@ -14,7 +14,7 @@ from async_dqn.env_batch import EnvBatch
 from async_dqn.env_spec import EnvInfo
 from async_dqn.loop_batch import LoopBatch
 from async_dqn.loop_env import LoopVectorEnv
-from async_dqn.networks import QOutput
+from async_dqn.networks.network import QOutput
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork

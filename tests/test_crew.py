@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from async_dqn import architecture, envs, processes
+from async_dqn import envs, processes
 from async_dqn.child import Lifeline
 from async_dqn.config.config import Config
 from async_dqn.crew import Crew, run_player
 from async_dqn.env_spec import EnvSpec
 from async_dqn.evaluator import Evaluation, Evaluator
+from async_dqn.networks import architecture
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork

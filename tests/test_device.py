@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from async_dqn.architecture import Architecture
 from async_dqn.config.config import Config, UserError
 from async_dqn.env_spec import EnvSpec
-from async_dqn.networks import OnDevice, QNetwork
+from async_dqn.networks.architecture import Architecture
+from async_dqn.networks.network import OnDevice, QNetwork
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.preflight import check_device
 from async_dqn.task import Task

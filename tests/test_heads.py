@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
-from async_dqn.architecture import Architecture
-from async_dqn.heads import QOutput, build_head
-from async_dqn.noisy import NoisyLinear
+from async_dqn.networks.architecture import Architecture
+from async_dqn.networks.heads import QOutput, build_head
+from async_dqn.networks.noisy import NoisyLinear
 
 FEATURES, ACTIONS, ATOMS = 6, 3, 5
 HEADS = [

@@ -9,10 +9,11 @@ import pytest
 import torch
 from scripted_envs import ChainEnv, FaultyEnv, NumberedEnv
 
-from async_dqn import architecture, envs
+from async_dqn import envs
 from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.learner import Learner, Statistics
+from async_dqn.networks import architecture
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from async_dqn.architecture import MINIMUM_SIDE, NETWORKS, Architecture, choose
 from async_dqn.config.config import SETTINGS, Config, UserError
-from async_dqn.networks import QNetwork
-from async_dqn.noisy import NoisyLinear
+from async_dqn.networks.architecture import MINIMUM_SIDE, NETWORKS, Architecture, choose
+from async_dqn.networks.network import QNetwork
+from async_dqn.networks.noisy import NoisyLinear
 from async_dqn.parameters.flat_network import FlatNetwork
 
 SHAPES = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from async_dqn.noisy import NoisyLinear
+from async_dqn.networks.noisy import NoisyLinear
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -19,10 +19,11 @@ import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 from scripted_envs import NumberedEnv, register
 
-from async_dqn import architecture, envs
+from async_dqn import envs
 from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.metrics import EVALUATIONS_HEADER, METRICS_HEADER
+from async_dqn.networks import architecture
 from async_dqn.peers import settings as published
 from async_dqn.peers.__main__ import main
 from async_dqn.peers.environment import training_env

@@ -9,12 +9,13 @@ import torch
 from scripted_envs import ChainEnv
 from torch import distributed
 
-from async_dqn import architecture, checkpoint, envs, processes
-from async_dqn.architecture import Architecture
+from async_dqn import checkpoint, envs, processes
 from async_dqn.config.config import Config
 from async_dqn.env_spec import EnvSpec
 from async_dqn.learner import Learner
-from async_dqn.networks import QNetwork
+from async_dqn.networks import architecture
+from async_dqn.networks.architecture import Architecture
+from async_dqn.networks.network import QNetwork
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import WORKERS_STOP

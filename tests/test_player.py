@@ -12,12 +12,13 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scripted_envs import CueEnv, NotFiniteEnv
 
-from async_dqn import AsyncDQN, architecture, envs
+from async_dqn import AsyncDQN, envs
 from async_dqn.config.config import Config, UserError
 from async_dqn.crew import Crew
 from async_dqn.env_batch import SEED_LIMIT
 from async_dqn.env_spec import EnvSpec
 from async_dqn.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
+from async_dqn.networks import architecture
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import CPU_NS, STARTUP_NS, padded_size

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from async_dqn.architecture import Architecture
-from async_dqn.networks import QNetwork
+from async_dqn.networks.architecture import Architecture
+from async_dqn.networks.network import QNetwork
 
 T, B, ACTIONS = 6, 4, 3
 SHAPES = {"linear": (5,), "mlp": (5,), "small-conv": (2, 6, 7), "impala": (2, 9, 10)}

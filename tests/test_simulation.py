@@ -10,12 +10,12 @@ import pytest
 from scripted_envs import register
 
 from async_dqn import checkpoint, cli, envs, simulation, training
-from async_dqn.architecture import choose
 from async_dqn.calibration import measure, typical
 from async_dqn.clock import SharedMemory, Times, spread
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
 from async_dqn.envs import EnvSpec
+from async_dqn.networks.architecture import choose
 from async_dqn.task import Task
 
 SMALL = {

@@ -13,15 +13,16 @@ PACKAGE = Path(async_dqn.__file__).parent
 # version) may be imported by all.
 FLOORS = (
     "config parameters",
+    "networks",
     # still to be moved
-    "returns exploration leases rollout child durable progress layers noisy sum_tree"
-    " statistics document versions sequential fork_server",
+    "returns exploration leases rollout child durable progress sum_tree statistics"
+    " document versions sequential fork_server",
     "metrics replay clock processes",
     "heartbeats seats",
-    "architecture spaces env_spec signals run_folder checkpoint_format results",
+    "spaces env_spec signals run_folder checkpoint_format results",
     "actions loop_env pool_env single_game comparisons contenders",
-    "heads torsos env_batch checkpoint recorder figures jobs",
-    "networks resume report speedup loop_batch",
+    "env_batch checkpoint recorder figures jobs",
+    "resume report speedup loop_batch",
     "algorithms envs task",
     "collector player preflight",
     "crew learner",

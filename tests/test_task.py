@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from async_dqn import architecture, envs
+from async_dqn import envs
 from async_dqn.config.presets import resolve
 from async_dqn.envs import EnvSpec
+from async_dqn.networks import architecture
 from async_dqn.task import CONFIRMATION, SCREENING, TRAINING, Task
 
 

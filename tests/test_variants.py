@@ -24,9 +24,9 @@ from async_dqn.algorithms.distributional import Categorical, Quantile, project
 from async_dqn.algorithms.munchausen import ALPHA, LOWEST, TAU, Munchausen
 from async_dqn.algorithms.one_step_sarsa import Sarsa
 from async_dqn.algorithms.q_learning import QLearning
-from async_dqn.architecture import Architecture
 from async_dqn.exploration import BOLTZMANN, EPSILON_GREEDY
-from async_dqn.networks import QNetwork, QOutput
+from async_dqn.networks.architecture import Architecture
+from async_dqn.networks.network import QNetwork, QOutput
 from async_dqn.returns import rescale, unscale
 from async_dqn.rollout import Rollout
 

@@ -14,7 +14,7 @@ from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.algorithms.rollout_passes import Loss
 from async_dqn.config.config import Config
 from async_dqn.exploration import BOLTZMANN, EPSILON_GREEDY, Choice, Floats
-from async_dqn.networks import QOutput
+from async_dqn.networks.network import QOutput
 from async_dqn.rollout import Rollout
 
 

@@ -19,7 +19,7 @@ from async_dqn.algorithms.rollout_passes import (
     weighted_loss,
 )
 from async_dqn.exploration import Choice, Floats, sample_softmax, softmax
-from async_dqn.networks import QOutput
+from async_dqn.networks.network import QOutput
 from async_dqn.returns import lambda_returns
 from async_dqn.rollout import Rollout
 

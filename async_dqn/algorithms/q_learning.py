@@ -22,7 +22,7 @@ from async_dqn.algorithms.rollout_passes import (
     successors,
 )
 from async_dqn.exploration import EPSILON_GREEDY, Choice, Floats, Policy
-from async_dqn.networks import QOutput
+from async_dqn.networks.network import QOutput
 from async_dqn.returns import lambda_returns, rescale, unscale
 from async_dqn.rollout import Rollout
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from async_dqn.networks import QOutput
+from async_dqn.networks.network import QOutput
 from async_dqn.rollout import Rollout, flat
 
 

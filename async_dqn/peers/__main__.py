@@ -113,8 +113,9 @@ class SharedConfig:
 
 def train(name: str, config: Config) -> int:
     """Train as the settings say; raises UserError, with nothing written, for users' mistakes."""
-    from async_dqn import architecture, envs  # imports gymnasium: only now
+    from async_dqn import envs
     from async_dqn.env_spec import EnvSpec
+    from async_dqn.networks import architecture  # imports gymnasium: only now
     from async_dqn.peers import settings
     from async_dqn.run_folder import RunFolder, check_new_run
 

@@ -20,7 +20,7 @@ from torch import nn
 from async_dqn.crew import Crew
 from async_dqn.env_batch import SEED_LIMIT
 from async_dqn.evaluator import Evaluation, Evaluator
-from async_dqn.heads import QOutput
+from async_dqn.networks.heads import QOutput
 from async_dqn.peers.environment import training_env
 from async_dqn.peers.settings import PeerSettings
 from async_dqn.player import Player

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from async_dqn.architecture import Architecture
-from async_dqn.layers import Linear
-from async_dqn.noisy import NoisyLinear
+from async_dqn.networks.architecture import Architecture
+from async_dqn.networks.layers import Linear
+from async_dqn.networks.noisy import NoisyLinear
 
 Dense = Callable[[int, int], nn.Linear]
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from async_dqn.architecture import Architecture
-from async_dqn.heads import LinearHead, QOutput, build_head
-from async_dqn.layers import Chain
-from async_dqn.noisy import NoisyLinear
-from async_dqn.torsos import build_torso
+from async_dqn.networks.architecture import Architecture
+from async_dqn.networks.heads import LinearHead, QOutput, build_head
+from async_dqn.networks.layers import Chain
+from async_dqn.networks.noisy import NoisyLinear
+from async_dqn.networks.torsos import build_torso
 
 __all__ = ["OnDevice", "QNetwork", "QOutput", "State", "restarted"]
 

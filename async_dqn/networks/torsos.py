@@ -10,9 +10,9 @@ uniform within 1 / sqrt(fan-in); norms start as the identity after normalising.
 import torch
 from torch import nn
 
-from async_dqn.architecture import Architecture
-from async_dqn.layers import LayerNorm, Linear, ReLU, Sequential
-from async_dqn.noisy import NoisyLinear
+from async_dqn.networks.architecture import Architecture
+from async_dqn.networks.layers import LayerNorm, Linear, ReLU, Sequential
+from async_dqn.networks.noisy import NoisyLinear
 
 # Convolution stacks: (channels, kernel, stride) per layer and the width of the dense layer.
 CONVOLUTIONS = {

@@ -1,0 +1,1 @@
+"""The Q-networks: what fits the observations, torsos, heads, noise."""
