@@ -18,20 +18,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from async_dqn import checkpoint, envs, training
-from async_dqn.actions import action_table
+from async_dqn import checkpoint, training
 from async_dqn.algorithms import build_algorithm
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
 from async_dqn.crew import Crew
-from async_dqn.env_spec import EnvInfo, EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.actions import action_table
+from async_dqn.envs.spaces import row_writer, split_batch
+from async_dqn.envs.spec import EnvInfo, EnvSpec
 from async_dqn.networks import architecture
 from async_dqn.networks.network import State
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
 from async_dqn.player import Player
 from async_dqn.reports import Callback
 from async_dqn.resume import stored_config
-from async_dqn.spaces import row_writer, split_batch
 from async_dqn.task import Task
 
 Env = str | Callable[..., gymnasium.Env]
@@ -47,7 +48,7 @@ class AsyncDQN:
     def __init__(self, env: Env = "CartPole-v1", **settings: Any):
         self._factory = None if isinstance(env, str) else env
         name = env if isinstance(env, str) else EnvSpec(env).name
-        envs.check_env_id(env, settings.get("import_modules", ()))
+        make.check_env_id(env, settings.get("import_modules", ()))
         self.config, self._explicit = resolve({**settings, "env": name})
         self.run: Path | None = None
         self._build()
@@ -163,7 +164,7 @@ class AsyncDQN:
         agent._explicit = frozenset()
         agent._factory = None if env is None or isinstance(env, str) else env
         agent.run = Path(path)
-        envs.check_env_id(
+        make.check_env_id(
             env or agent.config.environment.env, agent.config.environment.import_modules
         )
         agent._build()
@@ -173,7 +174,7 @@ class AsyncDQN:
     def _build(self) -> None:
         """The parts that follow from the settings: environment facts and network shape."""
         spec = EnvSpec.of(self.config.environment, self._factory)
-        info = envs.probe(spec)
+        info = make.probe(spec)
         self.task = Task(self.config, spec, info, architecture.choose(self.config, info))
         self._space, self._actions = _interface(spec, info)
         self._algorithm = build_algorithm(self.config)
@@ -207,7 +208,7 @@ def _interface(spec: EnvSpec, info: EnvInfo) -> tuple[gymnasium.Space, NDArray]:
     if spec.is_atari:
         images = gymnasium.spaces.Box(0, 255, info.observation_shape, np.uint8)
         return images, np.arange(info.num_actions)
-    env, _ = envs.make_env(spec)
+    env, _ = make.make_env(spec)
     try:
         return env.observation_space, action_table(env)
     finally:

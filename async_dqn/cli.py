@@ -70,9 +70,9 @@ def train(argv: Sequence[str]) -> int:
     if auto:
         del given["workers"]
     config, explicit = resolve(given, *sources)
-    from async_dqn import envs  # imports gymnasium: only now
+    from async_dqn.envs import make  # imports gymnasium: only now
 
-    envs.check_env_id(config.environment.env, config.environment.import_modules)
+    make.check_env_id(config.environment.env, config.environment.import_modules)
     if auto:
         from async_dqn.bench.scaling import best_workers
 

@@ -15,7 +15,7 @@ from torch import nn
 from async_dqn.algorithms import Algorithm
 from async_dqn.child import RECORD_BYTES
 from async_dqn.config.config import AlgorithmConfig
-from async_dqn.envs import EnvBatch, Step
+from async_dqn.envs.make import EnvBatch, Step
 from async_dqn.networks.network import restarted
 from async_dqn.rollout import Rollout
 

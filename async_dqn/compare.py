@@ -95,11 +95,11 @@ def _plan(given: Mapping[str, Any], argv: Sequence[str]) -> tuple[dict[str, Any]
     count = parse_value(SETTINGS["workers"], given.get("seeds", "5"), "--seeds")
     extra = [f"--{word}" for word in given.get("set", [])]
     base, _ = resolve(settings)
-    from async_dqn import envs  # imports gymnasium: only now
+    from async_dqn.envs import make  # imports gymnasium: only now
 
     env = base.environment.env
     modules = [word.partition("=")[2] for word in extra if word.startswith("--import=")]
-    envs.check_env_id(env, modules)
+    make.check_env_id(env, modules)
     flat = {name.rpartition(".")[2]: value for name, value in base.flat().items()}
     shared = {"env": env} | {name: flat[name] for name in SHARED}
     labels = [label.strip() for label in given.get("methods", DEFAULT_METHODS).split(",")]

@@ -13,7 +13,7 @@ from async_dqn.algorithms.rollout_passes import Loss
 from async_dqn.child import Hopeless
 from async_dqn.collector import Collector
 from async_dqn.config.fields import in_words, one_line
-from async_dqn.envs import make_vector
+from async_dqn.envs.make import make_vector
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
     ENV_ERRORS,

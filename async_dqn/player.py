@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from async_dqn.envs import EnvBatch, make_vector
-from async_dqn.loop_batch import LoopBatch
+from async_dqn.envs.loop_batch import LoopBatch
+from async_dqn.envs.make import EnvBatch, make_vector
 from async_dqn.networks.network import restarted
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import SEATS

@@ -10,7 +10,7 @@ from async_dqn.child import Lifeline
 from async_dqn.config.config import Config
 from async_dqn.config.cores import usable_cores
 from async_dqn.config.scaling import MOST_EVALUATING, evaluation_processes
-from async_dqn.env_spec import EnvInfo, EnvSpec
+from async_dqn.envs.spec import EnvInfo, EnvSpec
 from async_dqn.exploration import Schedule, schedule
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import OnDevice, QNetwork

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from async_dqn import checkpoint, envs, processes
+from async_dqn import checkpoint, processes
 from async_dqn.clock import Times, VirtualClock
 from async_dqn.config.config import Config, UserError
 from async_dqn.config.fields import in_words
-from async_dqn.envs import EnvInfo, EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.make import EnvInfo, EnvSpec
 from async_dqn.exploration import schedule
 from async_dqn.networks import architecture
 from async_dqn.progress import say
@@ -72,10 +73,10 @@ def train(
     if origin is None:
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode != "serial":
-        processes.preload(envs.preload_modules(spec))
+        processes.preload(make.preload_modules(spec))
     late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
     with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
-        info = envs.probe(spec)
+        info = make.probe(spec)
     structure = architecture.choose(config, info)
     _check_replay(config)
     from async_dqn.preflight import check_machine, check_tensors  # torch: late, as it is slow

@@ -20,10 +20,11 @@ os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before torch is impor
 import torch
 from torch import distributed
 
-from async_dqn import envs, processes
+from async_dqn import processes
 from async_dqn.bench.command import spread
 from async_dqn.config.config import Config
-from async_dqn.env_spec import EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.networks import architecture
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
@@ -44,7 +45,7 @@ def task(size: str, batch: int, split_up: bool) -> Task:
     settings |= {"rollout_length": 1, "mode": "sync", "workers": 2 if split_up else 1}
     config = Config.from_flat(settings | {"model_parallel": split_up})
     spec = EnvSpec("CartPole-v1", {}, (), None)
-    info = envs.probe(spec)
+    info = make.probe(spec)
     return Task(config, spec, info, architecture.choose(config, info))
 
 

@@ -10,7 +10,7 @@ from scripted_envs import NotFiniteEnv, SpacesEnv
 
 from async_dqn import AsyncDQN
 from async_dqn.config.config import UserError
-from async_dqn.envs import EnvBatch, EnvSpec, Step, make_vector, probe
+from async_dqn.envs.make import EnvBatch, EnvSpec, Step, make_vector, probe
 
 MODES = ("loop", "NextStep", "SameStep", "Dense")
 FAULTS = (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from async_dqn import cli, envs
+from async_dqn import cli
 from async_dqn.algorithms.distributional import Distributional
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.bench import BENCHES, command, phases, throughput
@@ -22,8 +22,9 @@ from async_dqn.bench.phased import CPU, STEPS, PhasedLearner
 from async_dqn.bench.transfer import Transfer
 from async_dqn.collector import Collector
 from async_dqn.config.presets import resolve
-from async_dqn.env_batch import EnvBatch
-from async_dqn.env_spec import EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.batch import EnvBatch
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.networks import architecture
 from async_dqn.networks.layers import Chain
 from async_dqn.parameters.block import SharedBlock
@@ -183,7 +184,7 @@ def phased_learner(**settings) -> PhasedLearner:
     given = {"env": "CartPole-v1", "workers": 1, "envs_per_worker": 2, "target_sync_steps": 50}
     config, _ = resolve({**given, **settings})
     spec = EnvSpec("CartPole-v1")
-    info = envs.probe(spec)
+    info = make.probe(spec)
     task = Task(config, spec, info, architecture.choose(config, info))
     block = SharedBlock(task.sections(padded_size(task.network())))
     block["multipliers"][:] = 1.0

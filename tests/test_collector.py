@@ -10,10 +10,11 @@ from torch import nn
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.collector import EPISODES_KEPT, Collector
 from async_dqn.config.config import AlgorithmConfig
-from async_dqn.env_batch import EnvBatch
-from async_dqn.env_spec import EnvInfo
-from async_dqn.loop_batch import LoopBatch
-from async_dqn.loop_env import LoopVectorEnv
+from async_dqn.envs.batch import EnvBatch
+from async_dqn.envs.loop_batch import LoopBatch
+from async_dqn.envs.loop_env import LoopVectorEnv
+from async_dqn.envs.spaces import observation_layout
+from async_dqn.envs.spec import EnvInfo
 from async_dqn.networks.network import QOutput
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import SharedBlock
@@ -21,7 +22,6 @@ from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.optimizers import SharedRMSProp
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.rollout import Rollout
-from async_dqn.spaces import observation_layout
 
 GAMMA, SCALE = 0.5, 10.0
 SETTINGS = AlgorithmConfig(gamma=GAMMA, reward_scale=SCALE)

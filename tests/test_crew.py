@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from async_dqn import envs, processes
+from async_dqn import processes
 from async_dqn.child import Lifeline
 from async_dqn.config.config import Config
 from async_dqn.crew import Crew, run_player
-from async_dqn.env_spec import EnvSpec
+from async_dqn.envs.make import probe
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.networks import architecture
 from async_dqn.parameters import layout
@@ -95,7 +96,7 @@ def team(tmp_path) -> Iterator[Callable[..., Team]]:
         given = {"hidden": (16,), "eval_episodes": EPISODES, "workers": 1, **settings}
         config = Config.from_flat(given)
         spec = EnvSpec(env, kwargs or {}, ("scripted_ids",), 500)
-        info = envs.probe(spec)
+        info = probe(spec)
         task = Task(config, spec, info, architecture.choose(config, info))
         network = FlatNetwork(task.network())
         size = len(network.vector)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from async_dqn.config.config import Config, UserError
-from async_dqn.env_spec import EnvSpec
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import OnDevice, QNetwork
 from async_dqn.parameters.flat_network import FlatNetwork

@@ -16,7 +16,8 @@ from gymnasium.vector import AutoresetMode
 from scripted_envs import NumberedEnv, SpacesEnv
 
 from async_dqn.config.config import UserError
-from async_dqn.envs import (
+from async_dqn.envs.loop_env import LoopVectorEnv
+from async_dqn.envs.make import (
     EnvBatch,
     EnvInfo,
     EnvSpec,
@@ -25,7 +26,6 @@ from async_dqn.envs import (
     preload_modules,
     probe,
 )
-from async_dqn.loop_env import LoopVectorEnv
 
 IMPORTS = ("scripted_ids",)
 SCRIPT = {

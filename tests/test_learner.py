@@ -9,9 +9,9 @@ import pytest
 import torch
 from scripted_envs import ChainEnv, FaultyEnv, NumberedEnv
 
-from async_dqn import envs
 from async_dqn.config.config import Config
-from async_dqn.env_spec import EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.learner import Learner, Statistics
 from async_dqn.networks import architecture
 from async_dqn.parameters import layout
@@ -58,7 +58,7 @@ class Bench:
         torch.manual_seed(0)
         self.config = Config.from_flat(SETTINGS | settings)
         spec = EnvSpec(env, kwargs or {}, imports, 50)
-        info = envs.probe(EnvSpec(ChainEnv) if env is FaultyEnv else spec)
+        info = make.probe(EnvSpec(ChainEnv) if env is FaultyEnv else spec)
         structure = architecture.choose(self.config, info)
         self.task = Task(self.config, spec, info, structure)
         self.optimizer = optimizer or Descent()

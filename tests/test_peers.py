@@ -19,9 +19,9 @@ import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 from scripted_envs import NumberedEnv, register
 
-from async_dqn import envs
 from async_dqn.config.config import Config
-from async_dqn.env_spec import EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.metrics import EVALUATIONS_HEADER, METRICS_HEADER
 from async_dqn.networks import architecture
 from async_dqn.peers import settings as published
@@ -65,7 +65,7 @@ def read(path: Path) -> dict[str, Any]:
 def make_task(env: Any, **settings: Any) -> Task:
     config = Config.from_flat({"eval_episodes": 12, **settings})
     spec = EnvSpec(env, max_episode_steps=settings.get("max_episode_steps"))
-    info = envs.probe(spec)
+    info = make.probe(spec)
     return Task(config, spec, info, architecture.choose(config, info))
 
 
@@ -178,7 +178,7 @@ def test_minatar_in_sb3_is_what_the_evaluator_shows_the_network() -> None:
 
     task = make_task("MinAtar/Seaquest-v1", max_episode_steps=40)
     model = build(task, published.choose(task.spec, task.info))
-    env, batch = training_env(task.spec, task.info), envs.make_vector(task.spec, 1, training=True)
+    env, batch = training_env(task.spec, task.info), make.make_vector(task.spec, 1, training=True)
     ours, (theirs, _) = batch.reset([7])[0], env.reset(seed=7)
     actions, ends = np.random.default_rng(0).integers(0, task.info.num_actions, 90), 0
     for action in actions:
@@ -211,7 +211,7 @@ def test_minatar_in_sb3_is_what_the_evaluator_shows_the_network() -> None:
 def test_a_lost_life_terminates_but_the_game_goes_on() -> None:
     task = make_task("ALE/SpaceInvaders-v5")  # scores of 5 and more
     env = training_env(task.spec, task.info)
-    batch = envs.make_vector(task.spec, 1, training=True)
+    batch = make.make_vector(task.spec, 1, training=True)
     ours, (theirs, _) = batch.reset([3])[0], env.reset(seed=3)
     lost, over, score = 0, 0, 0.0
     for action in np.random.default_rng(0).integers(0, task.info.num_actions, 700):
@@ -238,7 +238,7 @@ def test_a_lost_life_terminates_but_the_game_goes_on() -> None:
 
 def test_single_environments_are_cut_and_their_observations_are_copies() -> None:
     spec = EnvSpec(NumberedEnv, {"lengths": (9,), "reuse": True}, max_episode_steps=4)
-    env = training_env(spec, envs.probe(spec))
+    env = training_env(spec, make.probe(spec))
     before, _ = env.reset(seed=5)
     for count in range(1, 5):
         after, reward, terminated, truncated, infos = env.step(np.int64(1))

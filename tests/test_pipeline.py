@@ -9,9 +9,10 @@ import torch
 from scripted_envs import ChainEnv
 from torch import distributed
 
-from async_dqn import checkpoint, envs, processes
+from async_dqn import checkpoint, processes
 from async_dqn.config.config import Config
-from async_dqn.env_spec import EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.learner import Learner
 from async_dqn.networks import architecture
 from async_dqn.networks.architecture import Architecture
@@ -80,7 +81,7 @@ def chain_task() -> Task:
     settings |= {"algorithm": "q-lambda", "double": True, "max_grad_norm": 1e-3}
     config = Config.from_flat(settings)
     spec = EnvSpec(ChainEnv, {}, (), 50)
-    info = envs.probe(spec)
+    info = make.probe(spec)
     return Task(config, spec, info, architecture.choose(config, info))
 
 

@@ -12,11 +12,12 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scripted_envs import CueEnv, NotFiniteEnv
 
-from async_dqn import AsyncDQN, envs
+from async_dqn import AsyncDQN
 from async_dqn.config.config import Config, UserError
 from async_dqn.crew import Crew
-from async_dqn.env_batch import SEED_LIMIT
-from async_dqn.env_spec import EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.batch import SEED_LIMIT
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
 from async_dqn.networks import architecture
 from async_dqn.parameters.block import SharedBlock
@@ -44,7 +45,7 @@ def make_player(env: str | Callable = CueEnv, **settings: Any) -> Player:
     torch.manual_seed(0)
     config = Config.from_flat({"hidden": (16,), "seed": 3, **settings})
     spec = EnvSpec(env, max_episode_steps=100)
-    info = envs.probe(spec)
+    info = make.probe(spec)
     task = Task(config, spec, info, architecture.choose(config, info))
     network = FlatNetwork(task.network(), gradient=False)
     for name, parameter in network.net.named_parameters():

@@ -6,7 +6,7 @@ import pytest
 
 from async_dqn import cli
 from async_dqn.config.config import UserError
-from async_dqn.envs import EnvSpec, make_vector, probe
+from async_dqn.envs.make import EnvSpec, make_vector, probe
 
 pytest.importorskip("envpool")
 

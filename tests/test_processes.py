@@ -15,8 +15,8 @@ import pytest
 from async_dqn import checkpoint
 from async_dqn.config.config import Config
 from async_dqn.config.cores import usable_cores
-from async_dqn.env_spec import EnvSpec
-from async_dqn.envs import probe
+from async_dqn.envs.make import probe
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.evaluator import EvaluatorLoop
 from async_dqn.networks.architecture import choose
 from async_dqn.parameters.block import SharedBlock

@@ -12,7 +12,7 @@ from test_collector import MODES, PAIR, SETTINGS, make_batch
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.algorithms.rollout_passes import acting_q_values, present, successors
 from async_dqn.collector import Collector
-from async_dqn.envs import EnvSpec, make_vector
+from async_dqn.envs.make import EnvSpec, make_vector
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import QNetwork, State
 from async_dqn.rollout import Rollout

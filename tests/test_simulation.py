@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scripted_envs import register
 
-from async_dqn import checkpoint, cli, envs, simulation, training
+from async_dqn import checkpoint, cli, simulation, training
 from async_dqn.calibration import measure, typical
 from async_dqn.clock import SharedMemory, Times, spread
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
-from async_dqn.envs import EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.make import EnvSpec
 from async_dqn.networks.architecture import choose
 from async_dqn.task import Task
 
@@ -302,7 +303,7 @@ def test_start_up_can_count(simulate):
 def test_measuring_finds_times_of_every_part_and_touches_nothing_else():
     config, _ = resolve(SMALL | {"workers": 2, "replay": "uniform"})
     spec = EnvSpec("CartPole-v1")
-    info = envs.probe(spec)
+    info = make.probe(spec)
     times = measure(Task(config, spec, info, choose(config, info)), seconds=0.05)
     found = vars(times)
     # Of little, where all are stepped as one, each of the two may come out as nothing.

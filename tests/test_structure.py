@@ -13,17 +13,17 @@ PACKAGE = Path(async_dqn.__file__).parent
 # version) may be imported by all.
 FLOORS = (
     "config parameters",
-    "networks",
+    "networks envs",
     # still to be moved
     "returns exploration leases rollout child durable progress sum_tree statistics"
     " document versions sequential fork_server",
     "metrics replay clock processes",
     "heartbeats seats",
-    "spaces env_spec signals run_folder checkpoint_format results",
-    "actions loop_env pool_env single_game comparisons contenders",
-    "env_batch checkpoint recorder figures jobs",
-    "resume report speedup loop_batch",
-    "algorithms envs task",
+    "signals run_folder checkpoint_format results",
+    "comparisons contenders",
+    "checkpoint recorder figures jobs",
+    "resume report speedup",
+    "algorithms task",
     "collector player preflight",
     "crew learner",
     "evaluator pipeline reports calibration",

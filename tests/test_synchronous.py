@@ -8,9 +8,10 @@ import pytest
 import torch
 from scripted_envs import ChainEnv
 
-from async_dqn import checkpoint, envs
+from async_dqn import checkpoint
 from async_dqn.config.config import Config
-from async_dqn.env_spec import EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.learner import Learner
 from async_dqn.networks import architecture
 from async_dqn.parameters import layout
@@ -207,7 +208,7 @@ def trained(mode: str, workers: int, keep_target: bool, **settings) -> torch.Ten
         }
     )
     spec = EnvSpec(ChainEnv, {}, (), 50)
-    info = envs.probe(spec)
+    info = make.probe(spec)
     task = Task(config, spec, info, architecture.choose(config, info))
     torch.manual_seed(0)
     network = FlatNetwork(task.network())

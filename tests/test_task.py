@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from async_dqn import envs
 from async_dqn.config.presets import resolve
-from async_dqn.envs import EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.make import EnvSpec
 from async_dqn.networks import architecture
 from async_dqn.task import CONFIRMATION, SCREENING, TRAINING, Task
 
@@ -15,7 +15,7 @@ from async_dqn.task import CONFIRMATION, SCREENING, TRAINING, Task
 def task(**settings) -> Task:
     config, _ = resolve({"env": "CartPole-v1", **settings})
     spec = EnvSpec("CartPole-v1")
-    info = envs.probe(spec)
+    info = make.probe(spec)
     return Task(config, spec, info, architecture.choose(config, info))
 
 

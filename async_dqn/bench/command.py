@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
-from async_dqn import envs
 from async_dqn.config.config import Config, UserError
 from async_dqn.config.fields import COUNT, POSITIVE, Section, Setting, setting
 from async_dqn.config.options import Parser, argument, parse_train, parse_value
 from async_dqn.config.presets import resolve
 from async_dqn.document import Table, Text, to_markdown
 from async_dqn.durable import replace_file
+from async_dqn.envs import make
 from async_dqn.report import machine
 from async_dqn.versions import versions
 
@@ -67,7 +67,7 @@ class Options(Section):
         check_path(self.json)
         settings, _ = self.given()
         for env in self.env:
-            envs.check_env_id(env, settings.get("import_modules", ()))
+            make.check_env_id(env, settings.get("import_modules", ()))
             self.config(env)  # what contradicts itself
 
     @property

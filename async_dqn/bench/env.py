@@ -16,11 +16,12 @@ from statistics import fmean
 
 import numpy as np
 
-from async_dqn import envs, processes
+from async_dqn import processes
 from async_dqn.bench.command import Speed, TimedOptions, present, save, spread
 from async_dqn.child import Lifeline, RecordPipe, enter_child, receive, report_failure
 from async_dqn.config.config import Config, UserError, usable_cores
-from async_dqn.env_spec import EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.processes import Child
 
 WARM_UP_S = 0.5
@@ -65,8 +66,8 @@ def environment_speed(config: Config, seconds: float) -> Speed:
     Raises UserError if the environment cannot be made or breaks.
     """
     spec = EnvSpec.of(config.environment)
-    envs.probe(spec)
-    processes.preload(envs.preload_modules(spec))
+    make.probe(spec)
+    processes.preload(make.preload_modules(spec))
     children = [Child("environments", index) for index in range(steppers(config))]
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -112,7 +113,7 @@ def step_alone(start: Alone) -> None:
     pipe = RecordPipe(start.pipe)
 
     def step() -> None:
-        batch = envs.make_vector(start.spec, start.count, training=True)
+        batch = make.make_vector(start.spec, start.count, training=True)
         taken = _steps(batch, np.random.default_rng(start.seed))
         _count(taken, WARM_UP_S)
         pipe.send({"speed": _count(taken, start.seconds)._asdict()})
@@ -122,7 +123,7 @@ def step_alone(start: Alone) -> None:
     report_failure(step, pipe)
 
 
-def _steps(batch: envs.EnvBatch, generator: np.random.Generator) -> Iterator[int]:
+def _steps(batch: make.EnvBatch, generator: np.random.Generator) -> Iterator[int]:
     """Step for ever; how many transitions each vector step gave."""
     batch.reset(generator.integers(2**31, size=batch.num_envs).tolist())
     actions = generator.integers(batch.info.num_actions, size=(ACTIONS, batch.num_envs))

@@ -21,12 +21,13 @@ def _trainer(run: "Run") -> "FirstUpdates":
 
 def main(argv: Sequence[str]) -> int:
     """Make the run and print its figures; the exit code. Raises UserError as training does."""
-    from async_dqn import envs, training
+    from async_dqn import training
     from async_dqn.config.options import parse_train
     from async_dqn.config.presets import resolve
+    from async_dqn.envs import make
 
     config, explicit = resolve(parse_train(argv))
-    envs.check_env_id(config.environment.env, config.environment.import_modules)
+    make.check_env_id(config.environment.env, config.environment.import_modules)
     return training.train(config, explicit, trainer=_trainer).exit_code
 
 

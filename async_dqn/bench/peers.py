@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from async_dqn import envs
 from async_dqn.bench.command import METAVARS, check_path, present, save, spread
 from async_dqn.compare import compare, parser_of
 from async_dqn.comparisons import collect
@@ -18,7 +17,8 @@ from async_dqn.config.config import SETTINGS, UserError
 from async_dqn.config.options import parse_value
 from async_dqn.config.presets import resolve
 from async_dqn.contenders import PEERS
-from async_dqn.env_spec import EnvSpec, registered_spec
+from async_dqn.envs import make
+from async_dqn.envs.spec import EnvSpec, registered_spec
 from async_dqn.report import cost_spread
 from async_dqn.results import RunResult, quantity
 from async_dqn.run_folder import env_folder
@@ -82,7 +82,7 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--json", metavar=METAVARS["json"], help="also write every run's figures")
     given = {"env": SETTINGS["env"].default, **parser.parse(argv)}
     check_path(given.get("json"))
-    envs.check_env_id(given["env"], _modules(given.get("set", [])))
+    make.check_env_id(given["env"], _modules(given.get("set", [])))
     goal = given.get("stop_at_return")
     goal = parse_value(SETTINGS["stop_at_return"], goal) if goal else _threshold(given["env"])
     if goal is None:

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from async_dqn import envs
 from async_dqn.bench.command import TimedOptions, in_turns, present, save, spread
 from async_dqn.config.config import SETTINGS
 from async_dqn.config.fields import POSITIVE, Range, setting
-from async_dqn.env_spec import EnvSpec
+from async_dqn.envs import make
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.networks import architecture
 
 SIZES = Range("a list of whole numbers within [1, 10^9]", lambda n: 1 <= n <= 10**9)
@@ -66,7 +66,7 @@ def _network_size(options: Options, env: str) -> int:
     from async_dqn.networks.network import QNetwork
 
     config = options.config(env)
-    info = envs.probe(EnvSpec.of(config.environment))
+    info = make.probe(EnvSpec.of(config.environment))
     network = QNetwork(architecture.choose(config, info))
     return sum(parameter.numel() for parameter in network.parameters())
 

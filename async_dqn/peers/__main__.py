@@ -113,17 +113,17 @@ class SharedConfig:
 
 def train(name: str, config: Config) -> int:
     """Train as the settings say; raises UserError, with nothing written, for users' mistakes."""
-    from async_dqn import envs
-    from async_dqn.env_spec import EnvSpec
+    from async_dqn.envs import make
+    from async_dqn.envs.spec import EnvSpec
     from async_dqn.networks import architecture  # imports gymnasium: only now
     from async_dqn.peers import settings
     from async_dqn.run_folder import RunFolder, check_new_run
 
     env, run = config.environment, config.run
     spec = EnvSpec.of(env)
-    envs.check_env_id(env.env, env.import_modules)
+    make.check_env_id(env.env, env.import_modules)
     check_new_run(run.runs_dir, spec.name, run.run_name)
-    info = envs.probe(spec)
+    info = make.probe(spec)
     published = settings.choose(spec, info)
     network = architecture.choose(config.with_settings({"network": "auto"}), info)
 

@@ -10,9 +10,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from async_dqn import envs
-from async_dqn.env_spec import EnvInfo, EnvSpec
-from async_dqn.spaces import row_writer
+from async_dqn.envs import make
+from async_dqn.envs.spaces import row_writer
+from async_dqn.envs.spec import EnvInfo, EnvSpec
 
 StepResult = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
 
@@ -46,7 +46,7 @@ class SingleEnv(TrainingEnv):
 
     def __init__(self, spec: EnvSpec, info: EnvInfo) -> None:
         super().__init__(info)
-        self._env, self._limit = envs.make_env(spec)
+        self._env, self._limit = make.make_env(spec)
         self._first_action = int(self._env.action_space.start)
         self._row = np.zeros((1, *info.observation_shape), info.dtype)
         self._write = row_writer(self._env.observation_space, self._row)
@@ -81,7 +81,7 @@ class AtariGame(TrainingEnv):
 
     def __init__(self, spec: EnvSpec, info: EnvInfo) -> None:
         super().__init__(info)
-        self._batch = envs.make_vector(spec, 1, training=True)
+        self._batch = make.make_vector(spec, 1, training=True)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         """The observation after the last end; with a seed, a new game."""

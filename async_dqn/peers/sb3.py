@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from async_dqn.crew import Crew
-from async_dqn.env_batch import SEED_LIMIT
+from async_dqn.envs.batch import SEED_LIMIT
 from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.networks.heads import QOutput
 from async_dqn.peers.environment import training_env

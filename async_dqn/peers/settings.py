@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from async_dqn.config.config import UserError
-from async_dqn.env_spec import EnvInfo, EnvSpec
+from async_dqn.envs.spec import EnvInfo, EnvSpec
 
 RL_ZOO, MINATAR, DEFAULTS = "rl-zoo dqn.yml", "Young & Tian 2019", "SB3's defaults"
 

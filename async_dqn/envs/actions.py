@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import DiscretizeAction
 
 from async_dqn.config.config import UserError
-from async_dqn.spaces import describe, num_actions
+from async_dqn.envs.spaces import describe, num_actions
 
 MAX_ACTIONS = 4096
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from async_dqn.env_batch import SEED_LIMIT, EnvBatch, Failures, next_seed
-from async_dqn.loop_env import LoopVectorEnv
+from async_dqn.envs.batch import SEED_LIMIT, EnvBatch, Failures, next_seed
+from async_dqn.envs.loop_env import LoopVectorEnv
 
 
 class LoopBatch(EnvBatch):

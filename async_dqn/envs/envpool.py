@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from async_dqn.config.config import UserError
-from async_dqn.env_spec import EnvInfo, EnvSpec
+from async_dqn.envs.spec import EnvInfo, EnvSpec
 
 # What ale-py calls otherwise, or leaves to the caller (None).
 ATARI_NAMES = {

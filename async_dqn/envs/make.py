@@ -15,15 +15,15 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from async_dqn.actions import action_mapping, numbered
 from async_dqn.config.config import UserError
-from async_dqn.env_batch import (
-    AtariTrainingBatch,
-    EnvBatch,
-    NotFinite,
-    Step,
-)
-from async_dqn.env_spec import (
+from async_dqn.envs.actions import action_mapping, numbered
+from async_dqn.envs.batch import AtariTrainingBatch, EnvBatch, NotFinite, Step
+from async_dqn.envs.envpool import PoolVectorEnv
+from async_dqn.envs.loop_batch import LoopBatch
+from async_dqn.envs.loop_env import LoopVectorEnv
+from async_dqn.envs.single_game import SingleGame
+from async_dqn.envs.spaces import ObservationLayout, num_actions, observation_layout, parts
+from async_dqn.envs.spec import (
     EnvInfo,
     EnvSpec,
     check_env_id,
@@ -33,11 +33,6 @@ from async_dqn.env_spec import (
     preload_modules,
     registered_spec,
 )
-from async_dqn.loop_batch import LoopBatch
-from async_dqn.loop_env import LoopVectorEnv
-from async_dqn.pool_env import PoolVectorEnv
-from async_dqn.single_game import SingleGame
-from async_dqn.spaces import ObservationLayout, num_actions, observation_layout, parts
 
 __all__ = [
     "EnvBatch",

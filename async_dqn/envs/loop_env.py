@@ -10,11 +10,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from async_dqn.spaces import ObservationLayout, row_writer
+from async_dqn.envs.spaces import ObservationLayout, row_writer
 
 
 class LoopVectorEnv(VectorEnv):
-    """Single environments with SAME_STEP autoreset, in the form of `async_dqn.spaces`.
+    """Single environments with SAME_STEP autoreset, in the form of `async_dqn.envs.spaces`.
 
     Against SyncVectorEnv it keeps final observations of environments that reuse one array, cuts
     episodes without a wrapper per environment, and has under half the overhead per step. What one

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from async_dqn.config.fields import in_words
-from async_dqn.env_spec import EnvInfo
+from async_dqn.envs.spec import EnvInfo
 
 SEED_LIMIT = 2**31  # ale-py takes int32 seeds, numpy's RandomState (MinAtar) 32 bits
 MAX_REBUILDS = 3  # in a row, for a sound first observation
