@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from async_dqn.config.config import SETTINGS, UserError
 from async_dqn.config.fields import did_you_mean, one_line
-from async_dqn.processes import THREAD_VARIABLES
-from async_dqn.signals import leaving_at_once
+from async_dqn.processes.signals import leaving_at_once
+from async_dqn.processes.spawn import THREAD_VARIABLES
 
 INTERRUPTED = 130
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import torch
 
-from async_dqn.child import RecordPipe, enter_child, report_failure
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
     CPU_NS,
@@ -28,6 +27,7 @@ from async_dqn.parameters.layout import (
 )
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.player import Player, TooManyBreaks
+from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
 from async_dqn.seats import UNPLAYABLE, OwnSeats, Played, Seats
 from async_dqn.task import ChildStart
 

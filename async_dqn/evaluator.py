@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from async_dqn.child import RecordPipe, enter_child, report_failure
 from async_dqn.crew import Crew
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
@@ -36,6 +35,7 @@ from async_dqn.parameters.layout import (
 )
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.player import Player
+from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
 from async_dqn.seats import Played, Seats
 from async_dqn.sequential import falls_short
 from async_dqn.task import ChildStart, Task

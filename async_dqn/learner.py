@@ -10,7 +10,6 @@ import torch
 
 from async_dqn.algorithms import build_algorithm
 from async_dqn.algorithms.rollout_passes import Loss
-from async_dqn.child import Hopeless
 from async_dqn.collector import Collector
 from async_dqn.config.fields import in_words, one_line
 from async_dqn.envs.make import make_vector
@@ -28,6 +27,7 @@ from async_dqn.parameters.layout import (
 )
 from async_dqn.parameters.optimizers import Optimizer
 from async_dqn.parameters.store import ParameterStore
+from async_dqn.processes.child_side import Hopeless
 from async_dqn.rollout import Rollout
 from async_dqn.task import NOISE, REPLAY, TRAINING, Task
 

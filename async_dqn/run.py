@@ -20,11 +20,11 @@ from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector, named_tensors
 from async_dqn.parameters.layout import CPU_NS, ENV_ERRORS, EPISODES, SKIPPED, STEPS, UPDATES
 from async_dqn.parameters.store import ParameterStore
+from async_dqn.processes.signals import tell
 from async_dqn.recorder import Recorder
 from async_dqn.reports import Callback, Reporter
 from async_dqn.resume import stored_config
 from async_dqn.run_folder import RunFolder, cap_logs
-from async_dqn.signals import tell
 from async_dqn.task import Task
 from async_dqn.versions import versions
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from async_dqn.checkpoint_format import of_worker
-from async_dqn.child import keep_freed_memory
 from async_dqn.divergence import has_diverged, roll_back
 from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.learner import Learner
 from async_dqn.parameters.store import ParameterStore
+from async_dqn.processes.child_side import keep_freed_memory
+from async_dqn.processes.signals import STOPPING, StopSignals
 from async_dqn.run import STOPPED, Run
-from async_dqn.signals import STOPPING, StopSignals
 
 
 class SerialTrainer:

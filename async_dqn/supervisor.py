@@ -11,13 +11,10 @@ from collections.abc import Iterable
 from multiprocessing import connection
 from typing import Any
 
-from async_dqn import processes
-from async_dqn.child import Lifeline
 from async_dqn.config.config import UserError
 from async_dqn.crew import run_player
 from async_dqn.divergence import has_diverged, roll_back
 from async_dqn.evaluator import Evaluation, run_evaluator
-from async_dqn.heartbeats import Heartbeats
 from async_dqn.leases import grant, share
 from async_dqn.parameters.layout import (
     ACKNOWLEDGED,
@@ -34,9 +31,12 @@ from async_dqn.parameters.layout import (
     STEPS,
     WORKERS_STOP,
 )
-from async_dqn.processes import MAX_FAILURES, Child, why_gone
+from async_dqn.processes import spawn
+from async_dqn.processes.child_side import Lifeline
+from async_dqn.processes.heartbeats import Heartbeats
+from async_dqn.processes.signals import STOPPING, StopSignals
+from async_dqn.processes.spawn import MAX_FAILURES, Child, why_gone
 from async_dqn.run import STOPPED, Run
-from async_dqn.signals import STOPPING, StopSignals
 from async_dqn.task import ChildStart
 from async_dqn.worker import run_worker
 
@@ -115,7 +115,7 @@ class Supervisor:
         child.incarnation += 1
         child.steps_at_start = self._progress(child)
         child.cause, child.revive_at = "", None
-        child.pipe, child_end = processes.context().Pipe(duplex=False)
+        child.pipe, child_end = spawn.context().Pipe(duplex=False)
         start = ChildStart(
             task=self.run_.task,
             block=self.block,

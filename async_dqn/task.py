@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from async_dqn.child import Lifeline
 from async_dqn.config.config import Config
 from async_dqn.config.cores import usable_cores
 from async_dqn.config.scaling import MOST_EVALUATING, evaluation_processes
@@ -19,6 +18,7 @@ from async_dqn.parameters.block import Section, SharedBlock
 from async_dqn.parameters.optimizers import OPTIMIZERS, Optimizer
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.parameters.sync_store import SynchronousStore, round_sections
+from async_dqn.processes.child_side import Lifeline
 from async_dqn.replay import ReplayShard, replay_bytes, segment_length
 
 # First words of the seed key: disjoint branches of the run's seed.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from async_dqn import checkpoint, processes
+from async_dqn import checkpoint
 from async_dqn.clock import Times, VirtualClock
 from async_dqn.config.config import Config, UserError
 from async_dqn.config.fields import in_words
@@ -23,12 +23,13 @@ from async_dqn.envs import make
 from async_dqn.envs.make import EnvInfo, EnvSpec
 from async_dqn.exploration import schedule
 from async_dqn.networks import architecture
+from async_dqn.processes import spawn
+from async_dqn.processes.signals import time_limit
 from async_dqn.progress import say
 from async_dqn.recorder import Recorder
 from async_dqn.replay import least_capacity, segment_length
 from async_dqn.resume import resumed
 from async_dqn.run_folder import RunFolder, check_new_run
-from async_dqn.signals import time_limit
 
 if TYPE_CHECKING:
     from async_dqn.reports import Callback
@@ -73,7 +74,7 @@ def train(
     if origin is None:
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode != "serial":
-        processes.preload(make.preload_modules(spec))
+        spawn.preload(make.preload_modules(spec))
     late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
     with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
         info = make.probe(spec)

@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from async_dqn.processes import THREAD_VARIABLES
+from async_dqn.processes.spawn import THREAD_VARIABLES
 
 os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before torch is imported
 
 import torch
 from torch import distributed
 
-from async_dqn import processes
 from async_dqn.bench.command import spread
 from async_dqn.config.config import Config
 from async_dqn.envs import make
@@ -30,6 +29,7 @@ from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import WORKERS_STOP
 from async_dqn.pipeline import MICROBATCHES, FirstStage, LastStage, lesson_loss, split
+from async_dqn.processes import spawn
 from async_dqn.task import Task
 from benchmarks.scores import rows_of
 
@@ -99,7 +99,7 @@ def row(size: str, batch: int, folder: Path) -> str:
     block = block_of(split_task, network)
     store = split_task.store(block, 0)
     arguments = (split_task, block, meeting)
-    other = processes.context().Process(target=serve, args=arguments, daemon=True)
+    other = spawn.context().Process(target=serve, args=arguments, daemon=True)
     other.start()
     stage = FirstStage(split_task, network, store, meeting)
 

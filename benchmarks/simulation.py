@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 
-from async_dqn.processes import THREAD_VARIABLES
+from async_dqn.processes.spawn import THREAD_VARIABLES
 
 os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before torch is imported
 

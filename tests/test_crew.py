@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from async_dqn import processes
-from async_dqn.child import Lifeline
 from async_dqn.config.config import Config
 from async_dqn.crew import Crew, run_player
 from async_dqn.envs.make import probe
@@ -33,6 +31,8 @@ from async_dqn.parameters.layout import (
 )
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.player import Player
+from async_dqn.processes import spawn
+from async_dqn.processes.child_side import Lifeline
 from async_dqn.task import ChildStart, Task
 
 EPISODES = 60
@@ -119,9 +119,9 @@ def team(tmp_path) -> Iterator[Callable[..., Team]]:
 
 
 def start(task: Task, block: SharedBlock, player: int, folder: Path) -> Any:
-    _, child_end = processes.context().Pipe(duplex=False)
+    _, child_end = spawn.context().Pipe(duplex=False)
     about = (task, block, Lifeline.here(), child_end, 2 + player, 0, "player", folder / "log")
-    child = processes.context().Process(target=run_player, args=(ChildStart(*about),))
+    child = spawn.context().Process(target=run_player, args=(ChildStart(*about),))
     child.start()
     return child
 

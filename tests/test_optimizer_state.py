@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from async_dqn import checkpoint, processes, training
+from async_dqn import checkpoint, training
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.optimizers import OPTIMIZERS, Momentum
 from async_dqn.parameters.store import ParameterStore
+from async_dqn.processes import spawn
 
 SIZE = 16
 OWN = [name for name, kind in OPTIMIZERS.items() if not kind.shared]
@@ -83,9 +84,9 @@ def push_and_die(block: SharedBlock, slot: int, pushes: int) -> None:
 
 def test_a_workers_own_state_survives_its_death_and_its_successor_goes_on() -> None:
     block = new_block("momentum", workers=2)
-    processes.preload([])
+    spawn.preload([])
     for slot, pushes in ((0, 3), (1, 4), (0, 5)):
-        child = processes.context().Process(target=push_and_die, args=(block, slot, pushes))
+        child = spawn.context().Process(target=push_and_die, args=(block, slot, pushes))
         child.start()
         child.join(60)
         assert child.exitcode == -signal.SIGKILL

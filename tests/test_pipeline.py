@@ -9,7 +9,7 @@ import torch
 from scripted_envs import ChainEnv
 from torch import distributed
 
-from async_dqn import checkpoint, processes
+from async_dqn import checkpoint
 from async_dqn.config.config import Config
 from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec
@@ -21,6 +21,7 @@ from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import WORKERS_STOP
 from async_dqn.pipeline import FirstLearner, LastStage, lesson_loss, split
+from async_dqn.processes import spawn
 from async_dqn.task import Task
 from runs import Trainer, listening
 
@@ -96,7 +97,7 @@ def test_the_split_gradient_is_the_whole_one_and_one_update_follows(tmp_path) ->
     store.theta.copy_(whole.vector)
     store.sync_target(0)
     theta, state = whole.vector.clone(), list(torch.zeros(alone.rows, len(whole.vector)))
-    other = processes.context().Process(target=serve, args=(task, block, meeting), daemon=True)
+    other = spawn.context().Process(target=serve, args=(task, block, meeting), daemon=True)
     other.start()
     learner = FirstLearner(task, store, meeting)
     try:

@@ -23,7 +23,7 @@ from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.layout import ACKNOWLEDGED, HEARTBEAT_NS, STEPS, padded_size, sections
 from async_dqn.parameters.optimizers import SharedAdam
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.processes import MAX_FAILURES
+from async_dqn.processes.spawn import MAX_FAILURES
 from async_dqn.supervisor import Supervisor
 from async_dqn.task import Task
 from runs import ROOT, SMALL, Trainer, is_alive, listening, wait_gone

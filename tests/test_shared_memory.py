@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from async_dqn import processes
 from async_dqn.learner import self_check
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import Section, SharedBlock
@@ -22,6 +21,7 @@ from async_dqn.parameters.layout import STEPS, UPDATES
 from async_dqn.parameters.optimizers import OPTIMIZERS, SharedRMSProp
 from async_dqn.parameters.published import DoubleBuffer
 from async_dqn.parameters.store import ParameterStore
+from async_dqn.processes import spawn
 
 SIZE = 64
 TIMEOUT = 60.0
@@ -46,11 +46,11 @@ def new_block(workers: int = 2, size: int = SIZE, rows: int = 1) -> SharedBlock:
 @pytest.fixture
 def start():
     """Start module-level functions in real processes; none outlives its test."""
-    processes.preload([])  # the server imports torch once, not every child
+    spawn.preload([])  # the server imports torch once, not every child
     started = []
 
     def start_one(target, *arguments) -> multiprocessing.Process:
-        process = processes.context().Process(target=target, args=arguments, daemon=True)
+        process = spawn.context().Process(target=target, args=arguments, daemon=True)
         process.start()
         started.append(process)
         return process

@@ -13,13 +13,13 @@ PACKAGE = Path(async_dqn.__file__).parent
 # version) may be imported by all.
 FLOORS = (
     "config parameters",
-    "networks envs",
+    "networks envs processes",
     # still to be moved
-    "returns exploration leases rollout child durable progress sum_tree statistics"
-    " document versions sequential fork_server",
-    "metrics replay clock processes",
-    "heartbeats seats",
-    "signals run_folder checkpoint_format results",
+    "returns exploration leases rollout durable progress sum_tree statistics document"
+    " versions sequential",
+    "metrics replay clock",
+    "seats",
+    "run_folder checkpoint_format results",
     "comparisons contenders",
     "checkpoint recorder figures jobs",
     "resume report speedup",

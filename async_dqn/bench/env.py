@@ -16,13 +16,19 @@ from statistics import fmean
 
 import numpy as np
 
-from async_dqn import processes
 from async_dqn.bench.command import Speed, TimedOptions, present, save, spread
-from async_dqn.child import Lifeline, RecordPipe, enter_child, receive, report_failure
 from async_dqn.config.config import Config, UserError, usable_cores
 from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec
-from async_dqn.processes import Child
+from async_dqn.processes import spawn
+from async_dqn.processes.child_side import (
+    Lifeline,
+    RecordPipe,
+    enter_child,
+    receive,
+    report_failure,
+)
+from async_dqn.processes.spawn import Child
 
 WARM_UP_S = 0.5
 ACTIONS = 1000  # rows of random actions, used again and again
@@ -67,12 +73,12 @@ def environment_speed(config: Config, seconds: float) -> Speed:
     """
     spec = EnvSpec.of(config.environment)
     make.probe(spec)
-    processes.preload(make.preload_modules(spec))
+    spawn.preload(make.preload_modules(spec))
     children = [Child("environments", index) for index in range(steppers(config))]
     with tempfile.TemporaryDirectory() as folder:
         try:
             for child in children:
-                child.pipe, end = processes.context().Pipe(duplex=False)
+                child.pipe, end = spawn.context().Pipe(duplex=False)
                 seed, log = (config.run.seed, child.index), Path(folder, "log")
                 count = config.parallel.envs_per_worker
                 alone = Alone(spec, count, seed, seconds, end, Lifeline.here(), log)

@@ -19,7 +19,7 @@ from async_dqn.config.fields import did_you_mean, either, one_line
 from async_dqn.config.options import Parser, parse_value
 from async_dqn.config.presets import resolve
 from async_dqn.contenders import PEERS
-from async_dqn.processes import THREAD_VARIABLES
+from async_dqn.processes.spawn import THREAD_VARIABLES
 
 PACKAGE = "stable-baselines3"
 # The settings that a peer shares with our methods.
@@ -130,8 +130,8 @@ def train(name: str, config: Config) -> int:
     import torch
 
     from async_dqn.peers import sb3
+    from async_dqn.processes.signals import StopSignals
     from async_dqn.recorder import Recorder
-    from async_dqn.signals import StopSignals
     from async_dqn.task import Task
     from async_dqn.training import failed
 

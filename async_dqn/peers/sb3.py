@@ -24,10 +24,10 @@ from async_dqn.networks.heads import QOutput
 from async_dqn.peers.environment import training_env
 from async_dqn.peers.settings import PeerSettings
 from async_dqn.player import Player
+from async_dqn.processes.signals import StopSignals
 from async_dqn.recorder import Recorder
 from async_dqn.reports import REPORT_SECONDS
 from async_dqn.run import DONE, STOPPED, THRESHOLD
-from async_dqn.signals import StopSignals
 from async_dqn.task import TRAINING, Task
 
 

@@ -17,14 +17,19 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from async_dqn.child import receive
+from async_dqn.processes.child_side import receive
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 MAX_FAILURES = 10  # of a child in a row
 PROGRESS_STEPS = 1000  # what ends the row
 LONGEST_PAUSE_S = 10.0
 NAMES = {number.value: number.name for number in signal.Signals}
-PRELOADED = ("async_dqn.fork_server", "async_dqn.worker", "async_dqn.evaluator", "setproctitle")
+PRELOADED = (
+    "async_dqn.processes.fork_server",
+    "async_dqn.worker",
+    "async_dqn.evaluator",
+    "setproctitle",
+)
 
 
 def context() -> BaseContext:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from numpy.typing import NDArray
 
 from async_dqn.parameters.layout import HEARTBEAT_NS, PHASE, STARTING
-from async_dqn.processes import Child
+from async_dqn.processes.spawn import Child
 
 START_UP_S = 120.0
 LATE_S = 2.0

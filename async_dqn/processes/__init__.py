@@ -1,0 +1,1 @@
+"""Child processes: how they start, live, show that they do, and end."""
