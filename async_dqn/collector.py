@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from async_dqn.algorithms import Algorithm
+from async_dqn.algorithms.rollout import Rollout
 from async_dqn.config.config import AlgorithmConfig
 from async_dqn.envs.make import EnvBatch, Step
 from async_dqn.networks.network import restarted
 from async_dqn.processes.child_side import RECORD_BYTES
-from async_dqn.rollout import Rollout
 
 # Each takes up to 40 bytes of a record, which must fit into one write to the pipe.
 EPISODES_KEPT = (RECORD_BYTES - 1000) // 40

@@ -15,6 +15,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from async_dqn.algorithms.rollout import Rollout
 from async_dqn.calibration import measure
 from async_dqn.clock import MODEL, SharedMemory, Times, VirtualClock, spread
 from async_dqn.config.scaling import evaluation_processes
@@ -24,7 +25,6 @@ from async_dqn.learner import Learner
 from async_dqn.parameters.layout import STEPS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.reports import REPORT_SECONDS
-from async_dqn.rollout import Rollout
 from async_dqn.run import Run
 from async_dqn.serial import SerialTrainer, exhaust
 from async_dqn.task import Task

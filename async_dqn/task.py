@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from async_dqn.algorithms.exploration import Schedule, schedule
 from async_dqn.config.config import Config
 from async_dqn.config.cores import usable_cores
 from async_dqn.config.scaling import MOST_EVALUATING, evaluation_processes
 from async_dqn.envs.spec import EnvInfo, EnvSpec
-from async_dqn.exploration import Schedule, schedule
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import OnDevice, QNetwork
 from async_dqn.parameters import layout

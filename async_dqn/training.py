@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from async_dqn import checkpoint
+from async_dqn.algorithms.exploration import schedule
 from async_dqn.clock import Times, VirtualClock
 from async_dqn.config.config import Config, UserError
 from async_dqn.config.fields import in_words
 from async_dqn.envs import make
 from async_dqn.envs.make import EnvInfo, EnvSpec
-from async_dqn.exploration import schedule
 from async_dqn.networks import architecture
 from async_dqn.processes import spawn
 from async_dqn.processes.signals import time_limit

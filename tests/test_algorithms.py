@@ -12,14 +12,14 @@ from torch import nn
 from async_dqn.algorithms import ALGORITHMS, build_algorithm
 from async_dqn.algorithms.a3c import ActorCritic
 from async_dqn.algorithms.distributional import Categorical, Quantile
+from async_dqn.algorithms.exploration import BOLTZMANN
 from async_dqn.algorithms.munchausen import Munchausen
 from async_dqn.algorithms.one_step_sarsa import Sarsa
 from async_dqn.algorithms.q_learning import QLearning
+from async_dqn.algorithms.rollout import Rollout
 from async_dqn.config.config import Config
-from async_dqn.exploration import BOLTZMANN
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import QNetwork, QOutput
-from async_dqn.rollout import Rollout
 
 GAMMA = 0.9
 WIDTH, ACTIONS = 4, 3

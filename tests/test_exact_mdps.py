@@ -19,7 +19,7 @@ from exact_mdps import (
     regret,
 )
 
-from async_dqn.returns import lambda_returns
+from async_dqn.algorithms.returns import lambda_returns
 
 MDPS = {"random": random_mdp(), "chain": chain(), "cliff": cliff(), "grid": grid()}
 OPERATORS = {

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from async_dqn.config.config import Config
-from async_dqn.exploration import (
+from async_dqn.algorithms.exploration import (
     BOLTZMANN,
     EPSILON_GREEDY,
     LADDER,
@@ -14,6 +13,7 @@ from async_dqn.exploration import (
     ladder,
     schedule,
 )
+from async_dqn.config.config import Config
 from async_dqn.task import Task
 
 

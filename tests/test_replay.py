@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from async_dqn.algorithms.rollout import Rollout
 from async_dqn.checkpoint_format import encode
 from async_dqn.replay import PRIORITY_FLOOR, ReplayShard, replay_bytes
-from async_dqn.rollout import Rollout
 
 GAMMA = np.float32(0.9)
 SHAPE = (3,)

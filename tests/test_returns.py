@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from async_dqn.returns import composed_returns, lambda_returns, rescale, unscale
+from async_dqn.algorithms.returns import composed_returns, lambda_returns, rescale, unscale
 
 GAMMA = 0.9
 

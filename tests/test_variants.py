@@ -21,14 +21,14 @@ from torch import nn
 
 from async_dqn.algorithms.a3c import VALUE_WEIGHT, ActorCritic
 from async_dqn.algorithms.distributional import Categorical, Quantile, project
+from async_dqn.algorithms.exploration import BOLTZMANN, EPSILON_GREEDY
 from async_dqn.algorithms.munchausen import ALPHA, LOWEST, TAU, Munchausen
 from async_dqn.algorithms.one_step_sarsa import Sarsa
 from async_dqn.algorithms.q_learning import QLearning
-from async_dqn.exploration import BOLTZMANN, EPSILON_GREEDY
+from async_dqn.algorithms.returns import rescale, unscale
+from async_dqn.algorithms.rollout import Rollout
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import QNetwork, QOutput
-from async_dqn.returns import rescale, unscale
-from async_dqn.rollout import Rollout
 
 HAS_TARGET = pytest.mark.parametrize("has_target", [False, True])
 

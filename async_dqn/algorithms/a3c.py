@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from async_dqn.algorithms.exploration import Choice, Floats, sample_softmax, softmax
+from async_dqn.algorithms.returns import lambda_returns
+from async_dqn.algorithms.rollout import Rollout
 from async_dqn.algorithms.rollout_passes import (
     Loss,
     acting_q_values,
@@ -18,10 +21,7 @@ from async_dqn.algorithms.rollout_passes import (
     present,
     weighted_loss,
 )
-from async_dqn.exploration import Choice, Floats, sample_softmax, softmax
 from async_dqn.networks.network import QOutput
-from async_dqn.returns import lambda_returns
-from async_dqn.rollout import Rollout
 
 VALUE_WEIGHT = 0.5
 

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from async_dqn.algorithms.q_learning import QLearning
+from async_dqn.algorithms.returns import composed_returns, rescale, unscale
+from async_dqn.algorithms.rollout import Rollout, flat
 from async_dqn.algorithms.rollout_passes import (
     Loss,
     acting_q_values,
@@ -21,8 +23,6 @@ from async_dqn.algorithms.rollout_passes import (
     successors,
     weighted_loss,
 )
-from async_dqn.returns import composed_returns, rescale, unscale
-from async_dqn.rollout import Rollout, flat
 
 
 @dataclass(frozen=True)

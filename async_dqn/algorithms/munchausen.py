@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from async_dqn.algorithms.exploration import Floats
 from async_dqn.algorithms.q_learning import QLearning
+from async_dqn.algorithms.rollout import Rollout
 from async_dqn.algorithms.rollout_passes import actions_taken, present
-from async_dqn.exploration import Floats
-from async_dqn.rollout import Rollout
 
 ALPHA, TAU, LOWEST = 0.9, 0.03, -1.0
 

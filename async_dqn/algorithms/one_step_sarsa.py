@@ -8,9 +8,9 @@ al. 2009).
 import numpy as np
 from numpy.typing import NDArray
 
+from async_dqn.algorithms.exploration import Floats
 from async_dqn.algorithms.q_learning import QLearning
-from async_dqn.exploration import Floats
-from async_dqn.rollout import Rollout
+from async_dqn.algorithms.rollout import Rollout
 
 
 class Sarsa(QLearning):

@@ -14,6 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from async_dqn.algorithms.exploration import EPSILON_GREEDY, Choice, Floats, Policy
+from async_dqn.algorithms.returns import lambda_returns, rescale, unscale
+from async_dqn.algorithms.rollout import Rollout
 from async_dqn.algorithms.rollout_passes import (
     Loss,
     acting_q_values,
@@ -21,10 +24,7 @@ from async_dqn.algorithms.rollout_passes import (
     squared_loss,
     successors,
 )
-from async_dqn.exploration import EPSILON_GREEDY, Choice, Floats, Policy
 from async_dqn.networks.network import QOutput
-from async_dqn.returns import lambda_returns, rescale, unscale
-from async_dqn.rollout import Rollout
 
 
 @dataclass(frozen=True)

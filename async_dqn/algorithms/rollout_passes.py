@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from async_dqn.algorithms.rollout import Rollout, flat
 from async_dqn.networks.network import QOutput
-from async_dqn.rollout import Rollout, flat
 
 
 class Loss(NamedTuple):
