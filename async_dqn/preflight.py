@@ -14,7 +14,7 @@ from async_dqn.config.cores import free_memory, free_tasks
 from async_dqn.config.fields import show
 from async_dqn.parameters.flat_network import check_named, flat_vector
 from async_dqn.parameters.layout import padded_size
-from async_dqn.replay import segment_length
+from async_dqn.replay.shard import segment_length
 from async_dqn.resume import stored_config
 from async_dqn.task import Task
 

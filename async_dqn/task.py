@@ -19,7 +19,7 @@ from async_dqn.parameters.optimizers import OPTIMIZERS, Optimizer
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.parameters.sync_store import SynchronousStore, round_sections
 from async_dqn.processes.child_side import Lifeline
-from async_dqn.replay import ReplayShard, replay_bytes, segment_length
+from async_dqn.replay.shard import ReplayShard, replay_bytes, segment_length
 
 # First words of the seed key: disjoint branches of the run's seed.
 TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY = range(5)

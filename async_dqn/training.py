@@ -27,7 +27,7 @@ from async_dqn.processes import spawn
 from async_dqn.processes.signals import time_limit
 from async_dqn.progress import say
 from async_dqn.recorder import Recorder
-from async_dqn.replay import least_capacity, segment_length
+from async_dqn.replay.shard import least_capacity, segment_length
 from async_dqn.resume import resumed
 from async_dqn.run_folder import RunFolder, check_new_run
 

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.checkpoint_format import encode
-from async_dqn.replay import PRIORITY_FLOOR, ReplayShard, replay_bytes
+from async_dqn.replay.shard import PRIORITY_FLOOR, ReplayShard, replay_bytes
 
 GAMMA = np.float32(0.9)
 SHAPE = (3,)

@@ -15,9 +15,10 @@ FLOORS = (
     "config parameters",
     "networks envs processes",
     "algorithms",
+    "replay",
     # still to be moved
-    "leases durable progress sum_tree statistics document versions sequential",
-    "metrics replay clock",
+    "leases durable progress statistics document versions sequential",
+    "metrics clock",
     "seats",
     "run_folder checkpoint_format results",
     "comparisons contenders",

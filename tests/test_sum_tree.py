@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from async_dqn.sum_tree import FAN_OUT, SumTree, tree_bytes
+from async_dqn.replay.sum_tree import FAN_OUT, SumTree, tree_bytes
 
 SIZES = (1, 2, FAN_OUT - 1, FAN_OUT, FAN_OUT + 1, FAN_OUT**2, FAN_OUT**2 + 1, 5000)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_dqn.algorithms.rollout import Rollout
-from async_dqn.sum_tree import SumTree, tree_bytes
+from async_dqn.replay.sum_tree import SumTree, tree_bytes
 
 PRIORITY_FLOOR = 1e-6  # keeps steps of error 0 in the draw
 STEP_FIELDS = {

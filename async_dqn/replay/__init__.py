@@ -1,0 +1,1 @@
+"""What a worker remembers, and how it draws from it."""
