@@ -22,7 +22,6 @@ from async_dqn import checkpoint, training
 from async_dqn.algorithms import build_algorithm
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
-from async_dqn.crew import Crew
 from async_dqn.envs import make
 from async_dqn.envs.actions import action_table
 from async_dqn.envs.spaces import row_writer, split_batch
@@ -30,10 +29,11 @@ from async_dqn.envs.spec import EnvInfo, EnvSpec
 from async_dqn.networks import architecture
 from async_dqn.networks.network import State
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
-from async_dqn.player import Player
 from async_dqn.reports import Callback
 from async_dqn.resume import stored_config
-from async_dqn.task import Task
+from async_dqn.workers.crew import Crew
+from async_dqn.workers.player import Player
+from async_dqn.workers.task import Task
 
 Env = str | Callable[..., gymnasium.Env]
 

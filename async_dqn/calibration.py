@@ -14,13 +14,13 @@ import numpy as np
 
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.clock import LOST_VALUES, Times
-from async_dqn.crew import Crew
-from async_dqn.learner import Learner
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.player import Player
-from async_dqn.task import Task
+from async_dqn.workers.crew import Crew
+from async_dqn.workers.learner import Learner
+from async_dqn.workers.player import Player
+from async_dqn.workers.task import Task
 
 WARM_UP_S, MEASURE_S = 0.5, 1.5
 LEAST_UPDATES, BLOCKS = 10, 20

@@ -16,7 +16,7 @@ from async_dqn.parameters.flat_network import check_named, flat_vector
 from async_dqn.parameters.layout import padded_size
 from async_dqn.replay.shard import segment_length
 from async_dqn.resume import stored_config
-from async_dqn.task import Task
+from async_dqn.workers.task import Task
 
 CHECKPOINTS = 3  # the last one, the best, and one that is being written
 FILES, FILES_PER_CHILD = 30, 4

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from async_dqn.learner import Statistics
 from async_dqn.parameters.layout import ENV_ERRORS, SKIPPED, STEPS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.recorder import Recorder
-from async_dqn.task import Task
+from async_dqn.workers.learner import Statistics
+from async_dqn.workers.task import Task
 
 REPORT_SECONDS = 1.0
 EPISODES = 100  # in the means of training returns and lengths

@@ -15,7 +15,6 @@ import torch
 
 from async_dqn import checkpoint as checkpoints
 from async_dqn.checkpoint import Checkpoint, Tensors
-from async_dqn.evaluator import Evaluation
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector, named_tensors
 from async_dqn.parameters.layout import CPU_NS, ENV_ERRORS, EPISODES, SKIPPED, STEPS, UPDATES
@@ -25,8 +24,9 @@ from async_dqn.recorder import Recorder
 from async_dqn.reports import Callback, Reporter
 from async_dqn.resume import stored_config
 from async_dqn.run_folder import RunFolder, cap_logs
-from async_dqn.task import Task
 from async_dqn.versions import versions
+from async_dqn.workers.evaluator import Evaluation
+from async_dqn.workers.task import Task
 
 # Counters that cumulate over the sessions of a run, by their names in state.json.
 TOTALS = {

@@ -12,12 +12,12 @@ import torch
 
 from async_dqn.checkpoint_format import of_worker
 from async_dqn.divergence import has_diverged, roll_back
-from async_dqn.evaluator import Evaluation, Evaluator
-from async_dqn.learner import Learner
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.child_side import keep_freed_memory
 from async_dqn.processes.signals import STOPPING, StopSignals
 from async_dqn.run import STOPPED, Run
+from async_dqn.workers.evaluator import Evaluation, Evaluator
+from async_dqn.workers.learner import Learner
 
 
 class SerialTrainer:

@@ -12,9 +12,7 @@ from multiprocessing import connection
 from typing import Any
 
 from async_dqn.config.config import UserError
-from async_dqn.crew import run_player
 from async_dqn.divergence import has_diverged, roll_back
-from async_dqn.evaluator import Evaluation, run_evaluator
 from async_dqn.leases import grant, share
 from async_dqn.parameters.layout import (
     ACKNOWLEDGED,
@@ -37,8 +35,10 @@ from async_dqn.processes.heartbeats import Heartbeats
 from async_dqn.processes.signals import STOPPING, StopSignals
 from async_dqn.processes.spawn import MAX_FAILURES, Child, why_gone
 from async_dqn.run import STOPPED, Run
-from async_dqn.task import ChildStart
-from async_dqn.worker import run_worker
+from async_dqn.workers.crew import run_player
+from async_dqn.workers.evaluator import Evaluation, run_evaluator
+from async_dqn.workers.task import ChildStart
+from async_dqn.workers.worker import run_worker
 
 GRACE_SECONDS = 2.0  # for the stop word, then for SIGTERM
 TICK_SECONDS, SHORT_TICK_SECONDS = 0.05, 0.005

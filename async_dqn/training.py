@@ -34,7 +34,7 @@ from async_dqn.run_folder import RunFolder, check_new_run
 if TYPE_CHECKING:
     from async_dqn.reports import Callback
     from async_dqn.run import Run
-    from async_dqn.task import Task
+    from async_dqn.workers.task import Task
 
 PROBE_S = 120.0  # for making an environment and a first step
 
@@ -82,7 +82,7 @@ def train(
     _check_replay(config)
     from async_dqn.preflight import check_machine, check_tensors  # torch: late, as it is slow
     from async_dqn.run import Run
-    from async_dqn.task import Task
+    from async_dqn.workers.task import Task
 
     task = Task(config, spec, info, structure)
     check_machine(task, Path(config.run.runs_dir) if origin is None else origin.path)

@@ -28,9 +28,9 @@ from async_dqn.networks import architecture
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import WORKERS_STOP
-from async_dqn.pipeline import MICROBATCHES, FirstStage, LastStage, lesson_loss, split
 from async_dqn.processes import spawn
-from async_dqn.task import Task
+from async_dqn.workers.pipeline import MICROBATCHES, FirstStage, LastStage, lesson_loss, split
+from async_dqn.workers.task import Task
 from benchmarks.scores import rows_of
 
 SIZES, BATCHES = ("128x2", "512x2", "2048x2", "2048x4", "4096x4"), (64, 1024)

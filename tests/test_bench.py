@@ -20,7 +20,6 @@ from async_dqn.bench import BENCHES, command, phases, throughput
 from async_dqn.bench.peers import row_of
 from async_dqn.bench.phased import CPU, STEPS, PhasedLearner
 from async_dqn.bench.transfer import Transfer
-from async_dqn.collector import Collector
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make
 from async_dqn.envs.batch import EnvBatch
@@ -35,7 +34,8 @@ from async_dqn.replay.shard import ReplayShard
 from async_dqn.results import COLUMNS, RunResult
 from async_dqn.run import Run
 from async_dqn.supervisor import Supervisor
-from async_dqn.task import Task
+from async_dqn.workers.collector import Collector
+from async_dqn.workers.task import Task
 
 SMALL = ("--set", "workers=1", "--set", "envs-per-worker=4")
 FAULTY = ("--env", "Scripted/Faulty-v0", "--set", "import=scripted_ids", *SMALL)

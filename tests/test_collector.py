@@ -9,7 +9,6 @@ from torch import nn
 
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.algorithms.rollout import Rollout
-from async_dqn.collector import EPISODES_KEPT, Collector
 from async_dqn.config.config import AlgorithmConfig
 from async_dqn.envs.batch import EnvBatch
 from async_dqn.envs.loop_batch import LoopBatch
@@ -22,6 +21,7 @@ from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.optimizers import SharedRMSProp
 from async_dqn.parameters.store import ParameterStore
+from async_dqn.workers.collector import EPISODES_KEPT, Collector
 
 GAMMA, SCALE = 0.5, 10.0
 SETTINGS = AlgorithmConfig(gamma=GAMMA, reward_scale=SCALE)

@@ -13,10 +13,8 @@ import pytest
 import torch
 
 from async_dqn.config.config import Config
-from async_dqn.crew import Crew, run_player
 from async_dqn.envs.make import probe
 from async_dqn.envs.spec import EnvSpec
-from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.networks import architecture
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import SharedBlock
@@ -30,10 +28,12 @@ from async_dqn.parameters.layout import (
     STARTUP_NS,
 )
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.player import Player
 from async_dqn.processes import spawn
 from async_dqn.processes.child_side import Lifeline
-from async_dqn.task import ChildStart, Task
+from async_dqn.workers.crew import Crew, run_player
+from async_dqn.workers.evaluator import Evaluation, Evaluator
+from async_dqn.workers.player import Player
+from async_dqn.workers.task import ChildStart, Task
 
 EPISODES = 60
 

@@ -9,7 +9,7 @@ from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import OnDevice, QNetwork
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.preflight import check_device
-from async_dqn.task import Task
+from async_dqn.workers.task import Task
 from runs import DEVICES, SMALL, Trainer
 
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))

@@ -14,7 +14,7 @@ from async_dqn.algorithms.exploration import (
     schedule,
 )
 from async_dqn.config.config import Config
-from async_dqn.task import Task
+from async_dqn.workers.task import Task
 
 
 def test_ladder_is_within_one_environment_of_its_proportions_for_1_to_64() -> None:

@@ -12,7 +12,6 @@ from scripted_envs import ChainEnv, FaultyEnv, NumberedEnv
 from async_dqn.config.config import Config
 from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec
-from async_dqn.learner import Learner, Statistics
 from async_dqn.networks import architecture
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import SharedBlock
@@ -30,7 +29,8 @@ from async_dqn.parameters.layout import (
 )
 from async_dqn.parameters.optimizers import Optimizer, SharedAdam
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.task import Task
+from async_dqn.workers.learner import Learner, Statistics
+from async_dqn.workers.task import Task
 
 SETTINGS = {"workers": 2, "envs_per_worker": 2, "rollout_length": 4, "hidden": (16,)}
 

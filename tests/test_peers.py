@@ -28,7 +28,7 @@ from async_dqn.peers import settings as published
 from async_dqn.peers.__main__ import main
 from async_dqn.peers.environment import training_env
 from async_dqn.recorder import RESULT_KEYS
-from async_dqn.task import CONFIRMATION, SCREENING, Task
+from async_dqn.workers.task import CONFIRMATION, SCREENING, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_sb3 = pytest.mark.skipif(

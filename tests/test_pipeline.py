@@ -13,16 +13,16 @@ from async_dqn import checkpoint
 from async_dqn.config.config import Config
 from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec
-from async_dqn.learner import Learner
 from async_dqn.networks import architecture
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import QNetwork
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import WORKERS_STOP
-from async_dqn.pipeline import FirstLearner, LastStage, lesson_loss, split
 from async_dqn.processes import spawn
-from async_dqn.task import Task
+from async_dqn.workers.learner import Learner
+from async_dqn.workers.pipeline import FirstLearner, LastStage, lesson_loss, split
+from async_dqn.workers.task import Task
 from runs import Trainer, listening
 
 PRESET = ("--preset", "sync-model-parallel", "--eval-episodes", "2", "--quiet")

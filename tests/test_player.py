@@ -14,19 +14,19 @@ from scripted_envs import CueEnv, NotFiniteEnv
 
 from async_dqn import AsyncDQN
 from async_dqn.config.config import Config, UserError
-from async_dqn.crew import Crew
 from async_dqn.envs import make
 from async_dqn.envs.batch import SEED_LIMIT
 from async_dqn.envs.spec import EnvSpec
-from async_dqn.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
 from async_dqn.networks import architecture
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import CPU_NS, STARTUP_NS, padded_size
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.player import BATCHED_ENVS, LOOPED_ENVS, Player
-from async_dqn.sequential import MIN_RETURNS
-from async_dqn.task import CONFIRMATION, SCREENING, Task
+from async_dqn.workers.crew import Crew
+from async_dqn.workers.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
+from async_dqn.workers.player import BATCHED_ENVS, LOOPED_ENVS, Player
+from async_dqn.workers.sequential import MIN_RETURNS
+from async_dqn.workers.task import CONFIRMATION, SCREENING, Task
 
 
 def cue_batch(num_envs: int, max_episode_steps: int = 0) -> SyncVectorEnv:

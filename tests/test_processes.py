@@ -17,7 +17,6 @@ from async_dqn.config.config import Config
 from async_dqn.config.cores import usable_cores
 from async_dqn.envs.make import probe
 from async_dqn.envs.spec import EnvSpec
-from async_dqn.evaluator import EvaluatorLoop
 from async_dqn.networks.architecture import choose
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.layout import ACKNOWLEDGED, HEARTBEAT_NS, STEPS, padded_size, sections
@@ -25,7 +24,8 @@ from async_dqn.parameters.optimizers import SharedAdam
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.spawn import MAX_FAILURES
 from async_dqn.supervisor import Supervisor
-from async_dqn.task import Task
+from async_dqn.workers.evaluator import EvaluatorLoop
+from async_dqn.workers.task import Task
 from runs import ROOT, SMALL, Trainer, is_alive, listening, wait_gone
 
 

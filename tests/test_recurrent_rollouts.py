@@ -12,10 +12,10 @@ from test_collector import MODES, PAIR, SETTINGS, make_batch
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.algorithms.rollout_passes import acting_q_values, present, successors
-from async_dqn.collector import Collector
 from async_dqn.envs.make import EnvSpec, make_vector
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import QNetwork, State
+from async_dqn.workers.collector import Collector
 
 LENGTH = 5
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

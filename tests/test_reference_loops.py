@@ -16,11 +16,11 @@ from scripted_envs import ChainEnv
 from torch.nn import functional
 
 from async_dqn import training
-from async_dqn.collector import Collector
 from async_dqn.config.presets import resolve
-from async_dqn.learner import Learner
 from async_dqn.parameters.flat_network import named_tensors
-from async_dqn.task import NOISE, REPLAY, TRAINING, Task
+from async_dqn.workers.collector import Collector
+from async_dqn.workers.learner import Learner
+from async_dqn.workers.task import NOISE, REPLAY, TRAINING, Task
 
 UPDATES = 50
 LIMIT = 6  # steps of an episode; the chain's end is 3 away, so both kinds of end happen

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from async_dqn.learner import self_check
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import Section, SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector, named_tensors
@@ -22,6 +21,7 @@ from async_dqn.parameters.optimizers import OPTIMIZERS, SharedRMSProp
 from async_dqn.parameters.published import DoubleBuffer
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes import spawn
+from async_dqn.workers.learner import self_check
 
 SIZE = 64
 TIMEOUT = 60.0

@@ -17,7 +17,7 @@ from async_dqn.config.presets import resolve
 from async_dqn.envs import make
 from async_dqn.envs.make import EnvSpec
 from async_dqn.networks.architecture import choose
-from async_dqn.task import Task
+from async_dqn.workers.task import Task
 
 SMALL = {
     "env": "CartPole-v1",

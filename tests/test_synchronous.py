@@ -12,7 +12,6 @@ from async_dqn import checkpoint
 from async_dqn.config.config import Config
 from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec
-from async_dqn.learner import Learner
 from async_dqn.networks import architecture
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import SharedBlock
@@ -20,7 +19,8 @@ from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import SHARED_OUT, STEPS, UPDATES, WORKERS_STOP
 from async_dqn.parameters.optimizers import SharedAdam
 from async_dqn.parameters.sync_store import DONE, GIVEN, PRESENT, SynchronousStore, round_sections
-from async_dqn.task import Task
+from async_dqn.workers.learner import Learner
+from async_dqn.workers.task import Task
 from runs import SMALL, Trainer
 
 SIZE, LR = 48, 0.5

@@ -9,7 +9,7 @@ from async_dqn.config.presets import resolve
 from async_dqn.envs import make
 from async_dqn.envs.make import EnvSpec
 from async_dqn.networks import architecture
-from async_dqn.task import CONFIRMATION, SCREENING, TRAINING, Task
+from async_dqn.workers.task import CONFIRMATION, SCREENING, TRAINING, Task
 
 
 def task(**settings) -> Task:

@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from async_dqn.learner import Learner
 from async_dqn.parameters.layout import STEPS, UPDATES
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.spawn import Child
 from async_dqn.run import Run
 from async_dqn.supervisor import Supervisor
-from async_dqn.task import ChildStart, Task
-from async_dqn.worker import run_worker
+from async_dqn.workers.learner import Learner
+from async_dqn.workers.task import ChildStart, Task
+from async_dqn.workers.worker import run_worker
 
 
 class FirstLearner(Learner):

@@ -13,13 +13,13 @@ from typing import Any
 
 from async_dqn.bench import throughput
 from async_dqn.bench.command import Sources
-from async_dqn.learner import Learner
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.spawn import Child
 from async_dqn.run import Run
 from async_dqn.supervisor import Supervisor
-from async_dqn.task import ChildStart, Task
-from async_dqn.worker import run_worker
+from async_dqn.workers.learner import Learner
+from async_dqn.workers.task import ChildStart, Task
+from async_dqn.workers.worker import run_worker
 
 REST, STEPS, CPU = "rest", "steps", "_cpu"
 

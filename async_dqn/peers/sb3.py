@@ -17,18 +17,18 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from async_dqn.crew import Crew
 from async_dqn.envs.batch import SEED_LIMIT
-from async_dqn.evaluator import Evaluation, Evaluator
 from async_dqn.networks.heads import QOutput
 from async_dqn.peers.environment import training_env
 from async_dqn.peers.settings import PeerSettings
-from async_dqn.player import Player
 from async_dqn.processes.signals import StopSignals
 from async_dqn.recorder import Recorder
 from async_dqn.reports import REPORT_SECONDS
 from async_dqn.run import DONE, STOPPED, THRESHOLD
-from async_dqn.task import TRAINING, Task
+from async_dqn.workers.crew import Crew
+from async_dqn.workers.evaluator import Evaluation, Evaluator
+from async_dqn.workers.player import Player
+from async_dqn.workers.task import TRAINING, Task
 
 
 class MinAtarNetwork(BaseFeaturesExtractor):

@@ -26,8 +26,8 @@ LONGEST_PAUSE_S = 10.0
 NAMES = {number.value: number.name for number in signal.Signals}
 PRELOADED = (
     "async_dqn.processes.fork_server",
-    "async_dqn.worker",
-    "async_dqn.evaluator",
+    "async_dqn.workers.worker",
+    "async_dqn.workers.evaluator",
     "setproctitle",
 )
 

@@ -15,8 +15,8 @@ from async_dqn.envs.make import EnvBatch, make_vector
 from async_dqn.networks.network import restarted
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import SEATS
-from async_dqn.seats import Played
-from async_dqn.task import CONFIRMATION, SCREENING, Task
+from async_dqn.workers.seats import Played
+from async_dqn.workers.task import CONFIRMATION, SCREENING, Task
 
 SCREENING_EPISODES = 10
 # At once: games (a larger batch of images costs no less for each); others; those stepped as one.

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from async_dqn.crew import Crew
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
     ACKNOWLEDGED,
@@ -34,11 +33,12 @@ from async_dqn.parameters.layout import (
     WAITING,
 )
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.player import Player
 from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
-from async_dqn.seats import Played, Seats
-from async_dqn.sequential import falls_short
-from async_dqn.task import ChildStart, Task
+from async_dqn.workers.crew import Crew
+from async_dqn.workers.player import Player
+from async_dqn.workers.seats import Played, Seats
+from async_dqn.workers.sequential import falls_short
+from async_dqn.workers.task import ChildStart, Task
 
 # An evaluation starts only while the evaluator's CPU time is below this share of the run's: half of
 # it and a second at first, as starting a short run has its cost too. While a threshold is wanted,

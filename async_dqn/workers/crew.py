@@ -26,10 +26,10 @@ from async_dqn.parameters.layout import (
     WAITING,
 )
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.player import Player, TooManyBreaks
 from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
-from async_dqn.seats import UNPLAYABLE, OwnSeats, Played, Seats
-from async_dqn.task import ChildStart
+from async_dqn.workers.player import Player, TooManyBreaks
+from async_dqn.workers.seats import UNPLAYABLE, OwnSeats, Played, Seats
+from async_dqn.workers.task import ChildStart
 
 LEAST_SHARE = 5  # episodes a process plays together: one by one they take twice the CPU time
 PAUSE_S, LONG_PAUSE_S = 0.001, 0.02  # of a player without an episode, without an evaluation

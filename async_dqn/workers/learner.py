@@ -11,7 +11,6 @@ import torch
 from async_dqn.algorithms import build_algorithm
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.algorithms.rollout_passes import Loss
-from async_dqn.collector import Collector
 from async_dqn.config.fields import in_words, one_line
 from async_dqn.envs.make import make_vector
 from async_dqn.parameters.flat_network import FlatNetwork
@@ -29,7 +28,8 @@ from async_dqn.parameters.layout import (
 from async_dqn.parameters.optimizers import Optimizer
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.child_side import Hopeless
-from async_dqn.task import NOISE, REPLAY, TRAINING, Task
+from async_dqn.workers.collector import Collector
+from async_dqn.workers.task import NOISE, REPLAY, TRAINING, Task
 
 MAX_FAULTS, GOOD_STEPS = 100, 1000  # of environments in a row; what ends the row
 FAULT_LENGTH = 120  # characters; a record must fit into one write to the pipe

@@ -22,12 +22,12 @@ from torch import distributed, nn
 
 from async_dqn.algorithms.rollout import Rollout, flat
 from async_dqn.algorithms.rollout_passes import Loss, actions_taken, weighted_loss
-from async_dqn.learner import Learner
 from async_dqn.networks.network import QNetwork
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import HEARTBEAT_NS, LEARNING, PHASE
 from async_dqn.parameters.sync_store import GIVEN, SynchronousStore
-from async_dqn.task import Task
+from async_dqn.workers.learner import Learner
+from async_dqn.workers.task import Task
 
 MICROBATCHES = 4
 TIMEOUT_S = 10.0  # of every message

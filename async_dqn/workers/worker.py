@@ -7,12 +7,12 @@ import traceback
 
 import torch
 
-from async_dqn.learner import Learner
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import CPU_NS, INCARNATION, PHASE, PID, STARTING, STEPS
-from async_dqn.pipeline import FirstLearner, LastStage
 from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
-from async_dqn.task import ChildStart
+from async_dqn.workers.learner import Learner
+from async_dqn.workers.pipeline import FirstLearner, LastStage
+from async_dqn.workers.task import ChildStart
 
 REPORT_SECONDS = 1.0
 NICENESS = 5  # where cores are short, target synchronisation and evaluation go first
