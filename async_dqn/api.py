@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from async_dqn import checkpoint, training
+from async_dqn import training
 from async_dqn.algorithms import build_algorithm
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
@@ -29,8 +29,9 @@ from async_dqn.envs.spec import EnvInfo, EnvSpec
 from async_dqn.networks import architecture
 from async_dqn.networks.network import State
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
-from async_dqn.reports import Callback
-from async_dqn.resume import stored_config
+from async_dqn.runs import checkpoint
+from async_dqn.runs.reporter import Callback
+from async_dqn.runs.resume import stored_config
 from async_dqn.workers.crew import Crew
 from async_dqn.workers.player import Player
 from async_dqn.workers.task import Task

@@ -26,7 +26,7 @@ from async_dqn.results import (
     read_run,
     run_name,
 )
-from async_dqn.run_folder import env_folder
+from async_dqn.runs.folder import env_folder
 
 Plans = dict[Path, dict[str, Any] | None]  # what `compare` wrote, by its folder
 # Sections of settings in which runs of a method may differ; `whole` has shown in others.

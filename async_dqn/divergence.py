@@ -8,7 +8,7 @@ import torch
 
 from async_dqn.parameters.layout import FAILING
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.run import Run
+from async_dqn.runs.run import Run
 
 IN_A_ROW = 100
 

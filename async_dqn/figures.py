@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from async_dqn.comparisons import Comparison
 from async_dqn.results import FAILED, Cost, RunResult, median, quantity
-from async_dqn.run_folder import in_words
+from async_dqn.runs.folder import in_words
 from async_dqn.statistics import bootstrap_interval, iqm
 
 # Okabe and Ito's palette, without the yellow; lengths that share no factor, so that pairs last.

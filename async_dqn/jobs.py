@@ -20,7 +20,7 @@ from async_dqn.config.config import UserError
 from async_dqn.contenders import Contender
 from async_dqn.processes.signals import StopSignals
 from async_dqn.results import FAILED, quantity, read_json
-from async_dqn.run_folder import RunFolder
+from async_dqn.runs.folder import RunFolder
 
 KEPT = ("threshold reached", "budget reached", FAILED)
 PACKAGE = Path(async_dqn.__file__).resolve().parents[1]

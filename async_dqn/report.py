@@ -16,9 +16,9 @@ from async_dqn.comparisons import Comparison, Plans, collect
 from async_dqn.config.config import UserError, usable_cores
 from async_dqn.config.options import Parser
 from async_dqn.document import Block, Code, Heading, Picture, Table, Text
-from async_dqn.durable import replace_file
 from async_dqn.results import CLOCKS, FAILED, Cost, RunResult, median, quantity
-from async_dqn.run_folder import env_folder
+from async_dqn.runs.durable import replace_file
+from async_dqn.runs.folder import env_folder
 from async_dqn.statistics import bootstrap_interval, iqm
 
 WORKERS = "parallel.workers"

@@ -19,11 +19,11 @@ from async_dqn.algorithms.rollout import Rollout
 from async_dqn.calibration import measure
 from async_dqn.clock import MODEL, SharedMemory, Times, VirtualClock, spread
 from async_dqn.config.scaling import evaluation_processes
-from async_dqn.durable import replace_file
 from async_dqn.parameters.layout import STEPS
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.reports import REPORT_SECONDS
-from async_dqn.run import Run
+from async_dqn.runs.durable import replace_file
+from async_dqn.runs.reporter import REPORT_SECONDS
+from async_dqn.runs.run import Run
 from async_dqn.serial import SerialTrainer, exhaust
 from async_dqn.workers.evaluator import Evaluation, Evaluator
 from async_dqn.workers.learner import Learner

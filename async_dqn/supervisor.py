@@ -34,7 +34,7 @@ from async_dqn.processes.child_side import Lifeline
 from async_dqn.processes.heartbeats import Heartbeats
 from async_dqn.processes.signals import STOPPING, StopSignals
 from async_dqn.processes.spawn import MAX_FAILURES, Child, why_gone
-from async_dqn.run import STOPPED, Run
+from async_dqn.runs.run import STOPPED, Run
 from async_dqn.workers.crew import run_player
 from async_dqn.workers.evaluator import Evaluation, run_evaluator
 from async_dqn.workers.task import ChildStart

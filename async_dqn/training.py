@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from async_dqn import checkpoint
 from async_dqn.algorithms.exploration import schedule
 from async_dqn.clock import Times, VirtualClock
 from async_dqn.config.config import Config, UserError
@@ -25,15 +24,16 @@ from async_dqn.envs.make import EnvInfo, EnvSpec
 from async_dqn.networks import architecture
 from async_dqn.processes import spawn
 from async_dqn.processes.signals import time_limit
-from async_dqn.progress import say
-from async_dqn.recorder import Recorder
 from async_dqn.replay.shard import least_capacity, segment_length
-from async_dqn.resume import resumed
-from async_dqn.run_folder import RunFolder, check_new_run
+from async_dqn.runs import checkpoint
+from async_dqn.runs.folder import RunFolder, check_new_run
+from async_dqn.runs.progress import say
+from async_dqn.runs.recorder import Recorder
+from async_dqn.runs.resume import resumed
 
 if TYPE_CHECKING:
-    from async_dqn.reports import Callback
-    from async_dqn.run import Run
+    from async_dqn.runs.reporter import Callback
+    from async_dqn.runs.run import Run
     from async_dqn.workers.task import Task
 
 PROBE_S = 120.0  # for making an environment and a first step
@@ -80,8 +80,8 @@ def train(
         info = make.probe(spec)
     structure = architecture.choose(config, info)
     _check_replay(config)
-    from async_dqn.preflight import check_machine, check_tensors  # torch: late, as it is slow
-    from async_dqn.run import Run
+    from async_dqn.runs.preflight import check_machine, check_tensors  # torch: late, as it is slow
+    from async_dqn.runs.run import Run
     from async_dqn.workers.task import Task
 
     task = Task(config, spec, info, structure)

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from async_dqn import checkpoint
 from async_dqn.config.config import UserError
+from async_dqn.runs import checkpoint
 
 SAVER = """
 import sys, threading

@@ -8,7 +8,7 @@ from async_dqn.envs.spec import EnvSpec
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import OnDevice, QNetwork
 from async_dqn.parameters.flat_network import FlatNetwork
-from async_dqn.preflight import check_device
+from async_dqn.runs.preflight import check_device
 from async_dqn.workers.task import Task
 from runs import DEVICES, SMALL, Trainer
 

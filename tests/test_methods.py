@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from async_dqn import checkpoint
+from async_dqn.runs import checkpoint
 from runs import ROOT, Trainer
 
 SMALL = ("--workers", "2", "--envs-per-worker", "4", "--hidden", "16", "--eval-episodes", "10")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from async_dqn import checkpoint, training
+from async_dqn import training
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
 from async_dqn.parameters import layout
@@ -17,6 +17,7 @@ from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.optimizers import OPTIMIZERS, Momentum
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes import spawn
+from async_dqn.runs import checkpoint
 
 SIZE = 16
 OWN = [name for name, kind in OPTIMIZERS.items() if not kind.shared]

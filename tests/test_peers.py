@@ -22,12 +22,12 @@ from scripted_envs import NumberedEnv, register
 from async_dqn.config.config import Config
 from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec
-from async_dqn.metrics import EVALUATIONS_HEADER, METRICS_HEADER
 from async_dqn.networks import architecture
 from async_dqn.peers import settings as published
 from async_dqn.peers.__main__ import main
 from async_dqn.peers.environment import training_env
-from async_dqn.recorder import RESULT_KEYS
+from async_dqn.runs.recorder import RESULT_KEYS
+from async_dqn.runs.writers import EVALUATIONS_HEADER, METRICS_HEADER
 from async_dqn.workers.task import CONFIRMATION, SCREENING, Task
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,6 @@ import torch
 from scripted_envs import ChainEnv
 from torch import distributed
 
-from async_dqn import checkpoint
 from async_dqn.config.config import Config
 from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec
@@ -20,6 +19,7 @@ from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import WORKERS_STOP
 from async_dqn.processes import spawn
+from async_dqn.runs import checkpoint
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.pipeline import FirstLearner, LastStage, lesson_loss, split
 from async_dqn.workers.task import Task

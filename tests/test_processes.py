@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from async_dqn import checkpoint
 from async_dqn.config.config import Config
 from async_dqn.config.cores import usable_cores
 from async_dqn.envs.make import probe
@@ -23,6 +22,7 @@ from async_dqn.parameters.layout import ACKNOWLEDGED, HEARTBEAT_NS, STEPS, padde
 from async_dqn.parameters.optimizers import SharedAdam
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.spawn import MAX_FAILURES
+from async_dqn.runs import checkpoint
 from async_dqn.supervisor import Supervisor
 from async_dqn.workers.evaluator import EvaluatorLoop
 from async_dqn.workers.task import Task

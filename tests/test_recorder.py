@@ -15,11 +15,11 @@ import pytest
 
 import async_dqn
 from async_dqn.config.config import Config
-from async_dqn.metrics import GLOBAL_TAGS, Board, Drops, EventLog, Table
-from async_dqn.progress import Bar, PlainLines, Status
-from async_dqn.recorder import RESULT_KEYS, Recorder, _closing_line, process_start
-from async_dqn.run_folder import RunFolder
-from async_dqn.versions import git_revision
+from async_dqn.runs.folder import RunFolder
+from async_dqn.runs.progress import Bar, PlainLines, Status
+from async_dqn.runs.recorder import RESULT_KEYS, Recorder, _closing_line, process_start
+from async_dqn.runs.versions import git_revision
+from async_dqn.runs.writers import GLOBAL_TAGS, Board, Drops, EventLog, Table
 
 HEADER = (
     "step,wall_s,cpu_s,rollout/ep_rew_mean,rollout/ep_len_mean,rollout/exploration_rate,time/fps,"

@@ -14,8 +14,8 @@ import pytest
 import safetensors.numpy
 
 from async_dqn.algorithms.rollout import Rollout
-from async_dqn.checkpoint_format import encode
 from async_dqn.replay.shard import PRIORITY_FLOOR, ReplayShard, replay_bytes
+from async_dqn.runs.checkpoint_format import encode
 
 GAMMA = np.float32(0.9)
 SHAPE = (3,)

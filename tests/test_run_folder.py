@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from async_dqn.config.config import UserError
-from async_dqn.run_folder import LOG_BYTES, RunFolder, cap_logs, check_new_run, env_folder
+from async_dqn.runs.folder import LOG_BYTES, RunFolder, cap_logs, check_new_run, env_folder
 
 HOLDER = """
 import sys, time

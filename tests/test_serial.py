@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from async_dqn import checkpoint, training
+from async_dqn import training
 from async_dqn.config.presets import resolve
+from async_dqn.runs import checkpoint
 
 SMALL = {
     "env": "CartPole-v1",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scripted_envs import register
 
-from async_dqn import checkpoint, cli, simulation, training
+from async_dqn import cli, simulation, training
 from async_dqn.calibration import measure, typical
 from async_dqn.clock import SharedMemory, Times, spread
 from async_dqn.config.config import UserError
@@ -17,6 +17,7 @@ from async_dqn.config.presets import resolve
 from async_dqn.envs import make
 from async_dqn.envs.make import EnvSpec
 from async_dqn.networks.architecture import choose
+from async_dqn.runs import checkpoint
 from async_dqn.workers.task import Task
 
 SMALL = {

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scripted_envs import ChainEnv
 
-from async_dqn import checkpoint
 from async_dqn.config.config import Config
 from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec
@@ -19,6 +18,7 @@ from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import SHARED_OUT, STEPS, UPDATES, WORKERS_STOP
 from async_dqn.parameters.optimizers import SharedAdam
 from async_dqn.parameters.sync_store import DONE, GIVEN, PRESENT, SynchronousStore, round_sections
+from async_dqn.runs import checkpoint
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.task import Task
 from runs import SMALL, Trainer

@@ -10,7 +10,7 @@ from typing import Any
 from async_dqn.parameters.layout import STEPS, UPDATES
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.spawn import Child
-from async_dqn.run import Run
+from async_dqn.runs.run import Run
 from async_dqn.supervisor import Supervisor
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.task import ChildStart, Task

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from async_dqn.bench.first_updates import FirstUpdates
-    from async_dqn.run import Run
+    from async_dqn.runs.run import Run
 
 
 def _trainer(run: "Run") -> "FirstUpdates":

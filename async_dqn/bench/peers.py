@@ -21,7 +21,7 @@ from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec, registered_spec
 from async_dqn.report import cost_spread
 from async_dqn.results import RunResult, quantity
-from async_dqn.run_folder import env_folder
+from async_dqn.runs.folder import env_folder
 
 BASELINES = ("dqn", "pqn")  # besides synchronous workers
 CAPTION = (

@@ -18,7 +18,7 @@ from async_dqn.bench.command import (
 from async_dqn.bench.throughput import throughput
 from async_dqn.config.config import Config, UserError, usable_cores
 from async_dqn.config.fields import POSITIVE, SEED, Range, setting
-from async_dqn.run_folder import env_folder
+from async_dqn.runs.folder import env_folder
 from async_dqn.speedup import time_to_score
 
 PROBE_SECONDS = 3.0

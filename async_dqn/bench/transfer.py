@@ -13,7 +13,7 @@ from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import sections
 from async_dqn.parameters.optimizers import OPTIMIZERS
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.preflight import check_memory
+from async_dqn.runs.preflight import check_memory
 
 FLOAT = 4  # bytes
 LR = 1e-6

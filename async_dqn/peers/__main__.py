@@ -117,7 +117,7 @@ def train(name: str, config: Config) -> int:
     from async_dqn.envs.spec import EnvSpec
     from async_dqn.networks import architecture  # imports gymnasium: only now
     from async_dqn.peers import settings
-    from async_dqn.run_folder import RunFolder, check_new_run
+    from async_dqn.runs.folder import RunFolder, check_new_run
 
     env, run = config.environment, config.run
     spec = EnvSpec.of(env)
@@ -131,7 +131,7 @@ def train(name: str, config: Config) -> int:
 
     from async_dqn.peers import sb3
     from async_dqn.processes.signals import StopSignals
-    from async_dqn.recorder import Recorder
+    from async_dqn.runs.recorder import Recorder
     from async_dqn.training import failed
     from async_dqn.workers.task import Task
 
@@ -182,7 +182,7 @@ def _announce(peer: Mapping[str, Any], folder: Any, quiet: bool) -> None:
 
 
 def _add_peer(path: Path, peer: Mapping[str, Any]) -> None:
-    from async_dqn.durable import replace_file
+    from async_dqn.runs.durable import replace_file
 
     config = json.loads(path.read_text())
     config["peer"] = peer

@@ -22,9 +22,9 @@ from async_dqn.networks.heads import QOutput
 from async_dqn.peers.environment import training_env
 from async_dqn.peers.settings import PeerSettings
 from async_dqn.processes.signals import StopSignals
-from async_dqn.recorder import Recorder
-from async_dqn.reports import REPORT_SECONDS
-from async_dqn.run import DONE, STOPPED, THRESHOLD
+from async_dqn.runs.recorder import Recorder
+from async_dqn.runs.reporter import REPORT_SECONDS
+from async_dqn.runs.run import DONE, STOPPED, THRESHOLD
 from async_dqn.workers.crew import Crew
 from async_dqn.workers.evaluator import Evaluation, Evaluator
 from async_dqn.workers.player import Player

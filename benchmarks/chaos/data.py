@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from async_dqn import checkpoint
+from async_dqn.runs import checkpoint
 from benchmarks.chaos.processes import finite
 from benchmarks.chaos.promise import Promise
 from benchmarks.chaos.watched import ENDLESS, Watched

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from async_dqn import checkpoint
 from async_dqn.config.config import UserError
+from async_dqn.runs import checkpoint
 from benchmarks.chaos.promise import Promise
 from benchmarks.chaos.watched import ENDLESS, ROOT, Watched
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from async_dqn import checkpoint
 from async_dqn.config.config import UserError
+from async_dqn.runs import checkpoint
 
 RISKY = {"exec", "compile", "import", "os.system", "subprocess.Popen", "socket.connect", "open"}
 

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from async_dqn import checkpoint
+from async_dqn.runs import checkpoint
 from benchmarks.chaos.promise import Promise
 from benchmarks.chaos.watched import ENDLESS, Pauses, Watched, wait_gone
 

@@ -8,8 +8,8 @@ import signal
 import statistics
 import time
 
-from async_dqn import checkpoint
 from async_dqn.config.config import UserError
+from async_dqn.runs import checkpoint
 from benchmarks.chaos.promise import Promise
 from benchmarks.chaos.watched import ENDLESS, Watched, wait_gone
 

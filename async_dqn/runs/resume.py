@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from async_dqn import checkpoint
-from async_dqn.checkpoint_format import COUNTERS
 from async_dqn.config.config import SECTIONS, Config, UserError
+from async_dqn.runs import checkpoint
+from async_dqn.runs.checkpoint_format import COUNTERS
 
 # Settings that fix what the checkpoint's tensors mean.
 FIXED = (

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.numpy
 
 from async_dqn.config.config import UserError
-from async_dqn.durable import NO_FOLLOW, NO_WAIT
+from async_dqn.runs.durable import NO_FOLLOW, NO_WAIT
 
 FORMAT = 1
 DTYPES = frozenset({"float32", "int64", "uint8"})  # networks and optimisers; replay shards

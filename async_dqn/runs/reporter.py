@@ -8,7 +8,7 @@ import numpy as np
 
 from async_dqn.parameters.layout import ENV_ERRORS, SKIPPED, STEPS
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.recorder import Recorder
+from async_dqn.runs.recorder import Recorder
 from async_dqn.workers.learner import Statistics
 from async_dqn.workers.task import Task
 

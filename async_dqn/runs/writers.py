@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from async_dqn.durable import Lines, replace_file
+from async_dqn.runs.durable import Lines, replace_file
 
 GLOBAL_TAGS = (
     "rollout/ep_rew_mean",

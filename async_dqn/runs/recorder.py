@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from async_dqn.config.config import Config
-from async_dqn.durable import replace_file
-from async_dqn.metrics import (
+from async_dqn.runs.durable import replace_file
+from async_dqn.runs.folder import RunFolder
+from async_dqn.runs.progress import Status, display, say
+from async_dqn.runs.versions import git_revision, versions
+from async_dqn.runs.writers import (
     EVALUATIONS_HEADER,
     METRICS_HEADER,
     Board,
@@ -26,9 +29,6 @@ from async_dqn.metrics import (
     finite,
     plain,
 )
-from async_dqn.progress import Status, display, say
-from async_dqn.run_folder import RunFolder
-from async_dqn.versions import git_revision, versions
 
 RESULT_KEYS = (
     "status",

@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from async_dqn.checkpoint_format import (
+from async_dqn.config.config import UserError
+from async_dqn.runs.checkpoint_format import (
     Checkpoint,
     Damage,
     Tensors,
@@ -26,9 +27,8 @@ from async_dqn.checkpoint_format import (
     read_file,
     read_verified,
 )
-from async_dqn.config.config import UserError
-from async_dqn.durable import replace_file, sync_folder, temporary, write_new
-from async_dqn.run_folder import CHECKPOINT_NAME, env_folder
+from async_dqn.runs.durable import replace_file, sync_folder, temporary, write_new
+from async_dqn.runs.folder import CHECKPOINT_NAME, env_folder
 
 MARKS = ("latest", "best")
 _OLD = ".old"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from async_dqn.config.config import UserError, check_run_name
-from async_dqn.durable import NO_FOLLOW, NO_WAIT
+from async_dqn.runs.durable import NO_FOLLOW, NO_WAIT
 
 try:
     import fcntl

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from async_dqn import checkpoint as checkpoints
-from async_dqn.checkpoint import Checkpoint, Tensors
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector, named_tensors
 from async_dqn.parameters.layout import CPU_NS, ENV_ERRORS, EPISODES, SKIPPED, STEPS, UPDATES
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.signals import tell
-from async_dqn.recorder import Recorder
-from async_dqn.reports import Callback, Reporter
-from async_dqn.resume import stored_config
-from async_dqn.run_folder import RunFolder, cap_logs
-from async_dqn.versions import versions
+from async_dqn.runs import checkpoint as checkpoints
+from async_dqn.runs.checkpoint import Checkpoint, Tensors
+from async_dqn.runs.folder import RunFolder, cap_logs
+from async_dqn.runs.recorder import Recorder
+from async_dqn.runs.reporter import Callback, Reporter
+from async_dqn.runs.resume import stored_config
+from async_dqn.runs.versions import versions
 from async_dqn.workers.evaluator import Evaluation
 from async_dqn.workers.task import Task
 

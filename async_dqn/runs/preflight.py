@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from async_dqn.checkpoint_format import Checkpoint, of_worker
 from async_dqn.config.config import UserError
 from async_dqn.config.cores import free_memory, free_tasks
 from async_dqn.config.fields import show
 from async_dqn.parameters.flat_network import check_named, flat_vector
 from async_dqn.parameters.layout import padded_size
 from async_dqn.replay.shard import segment_length
-from async_dqn.resume import stored_config
+from async_dqn.runs.checkpoint_format import Checkpoint, of_worker
+from async_dqn.runs.resume import stored_config
 from async_dqn.workers.task import Task
 
 CHECKPOINTS = 3  # the last one, the best, and one that is being written
