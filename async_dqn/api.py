@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from async_dqn import training
 from async_dqn.algorithms import build_algorithm
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
@@ -32,6 +31,7 @@ from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
 from async_dqn.runs import checkpoint
 from async_dqn.runs.reporter import Callback
 from async_dqn.runs.resume import stored_config
+from async_dqn.training import training
 from async_dqn.workers.crew import Crew
 from async_dqn.workers.player import Player
 from async_dqn.workers.task import Task

@@ -77,7 +77,7 @@ def train(argv: Sequence[str]) -> int:
         from async_dqn.bench.scaling import best_workers
 
         config, explicit = resolve({**given, "workers": best_workers(given, sources)}, *sources)
-    from async_dqn import training
+    from async_dqn.training import training
 
     outcome = training.train(config, explicit)
     if outcome.error:

@@ -15,10 +15,10 @@ from async_dqn.processes.spawn import THREAD_VARIABLES
 
 os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before torch is imported
 
-from async_dqn import training
 from async_dqn.bench.command import spread
 from async_dqn.bench.throughput import NEVER, throughput
 from async_dqn.config.presets import resolve
+from async_dqn.training import training
 from benchmarks.scores import rows_of
 
 ENV = "CartPole-v1"

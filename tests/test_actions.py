@@ -11,10 +11,11 @@ import pytest
 from gymnasium import spaces
 from scripted_envs import SpacesEnv
 
-from async_dqn import AsyncDQN, training
+from async_dqn import AsyncDQN
 from async_dqn.config.config import UserError
 from async_dqn.envs.make import EnvInfo, EnvSpec, make_vector, probe
 from async_dqn.runs import checkpoint
+from async_dqn.training import training
 
 PLACE = spaces.Box(-1, 1, (3,), np.float32)
 PLANE = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 6], np.float32))

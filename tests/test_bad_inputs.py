@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from async_dqn import training
 from async_dqn.cli import main
 from async_dqn.config.presets import resolve
+from async_dqn.training import training
 from runs import ROOT, refused
 
 OLD, NEW = "step-000000000200", "step-000000000400"

@@ -5,9 +5,9 @@ import csv
 import numpy as np
 import pytest
 
-from async_dqn import training
 from async_dqn.config.presets import resolve
 from async_dqn.runs import checkpoint
+from async_dqn.training import training
 from runs import Trainer
 
 HUGE = ("--import", "scripted_ids", "--env", "Scripted/HugeReward-v0", "--steps", "100000")

@@ -5,8 +5,9 @@ import json
 import pytest
 from scripted_envs import ChainEnv
 
-from async_dqn import AsyncDQN, training
+from async_dqn import AsyncDQN
 from async_dqn.config.presets import resolve
+from async_dqn.training import training
 
 VARIANTS = [
     {"algorithm": "one-step-q"},

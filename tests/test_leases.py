@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from async_dqn.leases import grant
+from async_dqn.training.leases import grant
 
 
 def simulate(budget: int, speeds: list[float], chunk: int, seed: int = 0, retire_at=None):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from async_dqn import training
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
 from async_dqn.parameters import layout
@@ -18,6 +17,7 @@ from async_dqn.parameters.optimizers import OPTIMIZERS, Momentum
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes import spawn
 from async_dqn.runs import checkpoint
+from async_dqn.training import training
 
 SIZE = 16
 OWN = [name for name, kind in OPTIMIZERS.items() if not kind.shared]

@@ -23,7 +23,7 @@ from async_dqn.parameters.optimizers import SharedAdam
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.spawn import MAX_FAILURES
 from async_dqn.runs import checkpoint
-from async_dqn.supervisor import Supervisor
+from async_dqn.training.supervisor import Supervisor
 from async_dqn.workers.evaluator import EvaluatorLoop
 from async_dqn.workers.task import Task
 from runs import ROOT, SMALL, Trainer, is_alive, listening, wait_gone

@@ -15,9 +15,9 @@ import torch
 from scripted_envs import ChainEnv
 from torch.nn import functional
 
-from async_dqn import training
 from async_dqn.config.presets import resolve
 from async_dqn.parameters.flat_network import named_tensors
+from async_dqn.training import training
 from async_dqn.workers.collector import Collector
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.task import NOISE, REPLAY, TRAINING, Task

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from async_dqn import training
 from async_dqn.cli import main
 from async_dqn.config.presets import resolve
 from async_dqn.runs.folder import RunFolder
+from async_dqn.training import training
 from runs import DEVICES, refused
 
 SCRIPTED = ("--import", "scripted_ids", "--env")

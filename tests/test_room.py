@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from async_dqn import training
 from async_dqn.config.config import UserError
 from async_dqn.config.cores import free_memory
 from async_dqn.config.presets import resolve
 from async_dqn.runs import checkpoint, preflight
+from async_dqn.training import training
 from runs import ROOT, SMALL, Trainer, refused
 
 MANY = ("--oversubscribe", "--envs-per-worker", "1")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from async_dqn import training
 from async_dqn.config.presets import resolve
 from async_dqn.runs import checkpoint
+from async_dqn.training import training
 
 SMALL = {
     "env": "CartPole-v1",

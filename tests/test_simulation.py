@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from scripted_envs import register
 
-from async_dqn import cli, simulation, training
-from async_dqn.calibration import measure, typical
-from async_dqn.clock import SharedMemory, Times, spread
+from async_dqn import cli
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make
 from async_dqn.envs.make import EnvSpec
 from async_dqn.networks.architecture import choose
 from async_dqn.runs import checkpoint
+from async_dqn.training import simulation, training
+from async_dqn.training.calibration import measure, typical
+from async_dqn.training.clock import SharedMemory, Times, spread
 from async_dqn.workers.task import Task
 
 SMALL = {

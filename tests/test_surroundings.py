@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-from async_dqn import training
 from async_dqn.config.presets import resolve
 from async_dqn.runs import checkpoint
+from async_dqn.training import training
 from runs import ROOT, SMALL, is_alive
 
 UNRULY = ("--import", "scripted_ids", "--env", "Scripted/Unruly-v0", "--eval-episodes", "2")

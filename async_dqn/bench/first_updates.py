@@ -11,7 +11,7 @@ from async_dqn.parameters.layout import STEPS, UPDATES
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.spawn import Child
 from async_dqn.runs.run import Run
-from async_dqn.supervisor import Supervisor
+from async_dqn.training.supervisor import Supervisor
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.task import ChildStart, Task
 from async_dqn.workers.worker import run_worker

@@ -21,10 +21,10 @@ def _trainer(run: "Run") -> "FirstUpdates":
 
 def main(argv: Sequence[str]) -> int:
     """Make the run and print its figures; the exit code. Raises UserError as training does."""
-    from async_dqn import training
     from async_dqn.config.options import parse_train
     from async_dqn.config.presets import resolve
     from async_dqn.envs import make
+    from async_dqn.training import training
 
     config, explicit = resolve(parse_train(argv))
     make.check_env_id(config.environment.env, config.environment.import_modules)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from async_dqn import training
 from async_dqn.bench.command import (
     Sources,
     Speed,
@@ -20,6 +19,7 @@ from async_dqn.bench.command import (
 )
 from async_dqn.bench.env import environment_speed, steppers
 from async_dqn.config.presets import resolve
+from async_dqn.training import training
 
 WARM_UP_SECONDS = 2.0
 NEVER = 10**12  # steps

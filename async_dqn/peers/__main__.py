@@ -132,7 +132,7 @@ def train(name: str, config: Config) -> int:
     from async_dqn.peers import sb3
     from async_dqn.processes.signals import StopSignals
     from async_dqn.runs.recorder import Recorder
-    from async_dqn.training import failed
+    from async_dqn.training.training import failed
     from async_dqn.workers.task import Task
 
     threads = config.parallel.workers if published.threaded else 1

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from async_dqn.algorithms.rollout import Rollout
-from async_dqn.calibration import measure
-from async_dqn.clock import MODEL, SharedMemory, Times, VirtualClock, spread
 from async_dqn.config.scaling import evaluation_processes
 from async_dqn.parameters.layout import STEPS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.runs.durable import replace_file
 from async_dqn.runs.reporter import REPORT_SECONDS
 from async_dqn.runs.run import Run
-from async_dqn.serial import SerialTrainer, exhaust
+from async_dqn.training.calibration import measure
+from async_dqn.training.clock import MODEL, SharedMemory, Times, VirtualClock, spread
+from async_dqn.training.serial import SerialTrainer, exhaust
 from async_dqn.workers.evaluator import Evaluation, Evaluator
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.task import Task

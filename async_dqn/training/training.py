@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from async_dqn.algorithms.exploration import schedule
-from async_dqn.clock import Times, VirtualClock
 from async_dqn.config.config import Config, UserError
 from async_dqn.config.fields import in_words
 from async_dqn.envs import make
@@ -30,6 +29,7 @@ from async_dqn.runs.folder import RunFolder, check_new_run
 from async_dqn.runs.progress import say
 from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.resume import resumed
+from async_dqn.training.clock import Times, VirtualClock
 
 if TYPE_CHECKING:
     from async_dqn.runs.reporter import Callback
@@ -168,14 +168,14 @@ def failed(folder: RunFolder, recorder: Recorder, error: Exception) -> RunFailed
 
 def _trainer(run: "Run"):
     if run.task.config.parallel.simulate_workers is not None:
-        from async_dqn.simulation import SimulationTrainer
+        from async_dqn.training.simulation import SimulationTrainer
 
         return SimulationTrainer(run)
     if run.task.config.parallel.mode == "serial":
-        from async_dqn.serial import SerialTrainer
+        from async_dqn.training.serial import SerialTrainer
 
         return SerialTrainer(run)
-    from async_dqn.supervisor import Supervisor
+    from async_dqn.training.supervisor import Supervisor
 
     return Supervisor(run)
 

@@ -12,8 +12,6 @@ from multiprocessing import connection
 from typing import Any
 
 from async_dqn.config.config import UserError
-from async_dqn.divergence import has_diverged, roll_back
-from async_dqn.leases import grant, share
 from async_dqn.parameters.layout import (
     ACKNOWLEDGED,
     EVALUATOR_ORDER,
@@ -35,6 +33,8 @@ from async_dqn.processes.heartbeats import Heartbeats
 from async_dqn.processes.signals import STOPPING, StopSignals
 from async_dqn.processes.spawn import MAX_FAILURES, Child, why_gone
 from async_dqn.runs.run import STOPPED, Run
+from async_dqn.training.divergence import has_diverged, roll_back
+from async_dqn.training.leases import grant, share
 from async_dqn.workers.crew import run_player
 from async_dqn.workers.evaluator import Evaluation, run_evaluator
 from async_dqn.workers.task import ChildStart

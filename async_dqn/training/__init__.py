@@ -1,0 +1,1 @@
+"""The modes of training: processes that are supervised, in one process, or simulated."""
