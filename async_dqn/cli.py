@@ -158,7 +158,7 @@ def compare(argv: Sequence[str]) -> int:
 
 def report(argv: Sequence[str]) -> int:
     """Report on existing runs."""
-    from async_dqn import report as reporting
+    from async_dqn.report import command as reporting
 
     return reporting.report(argv)
 

@@ -15,7 +15,7 @@ from async_dqn.config import presets
 from async_dqn.config.config import SETTINGS, UserError
 from async_dqn.config.fields import did_you_mean, either, show
 from async_dqn.config.options import parse_train
-from async_dqn.results import run_name
+from async_dqn.report.results import run_name
 
 # Peers, with the package each needs.
 PEERS = {"sb3-dqn": "stable_baselines3"}

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from async_dqn.config.config import Config, UserError
 from async_dqn.contenders import Contender
-from async_dqn.document import Table, Text, to_markdown
 from async_dqn.jobs import Job, make_all
-from async_dqn.results import Cost, RunResult, median, read_run, run_name
+from async_dqn.report.bootstrap import ratio_interval
+from async_dqn.report.markup import Table, Text, to_markdown
+from async_dqn.report.results import Cost, RunResult, median, read_run, run_name
 from async_dqn.runs.folder import env_folder
-from async_dqn.statistics import ratio_interval
 
 # Speed-up over one thread to a reference score, mean of seven games, by number of threads.
 PAPER = {

@@ -187,12 +187,12 @@ def machine() -> str:
     """The machine, the day and the commit, for a table."""
     import torch
 
-    from async_dqn import report
+    from async_dqn.report.command import machine as cpu
 
     versions = f"Python {sys.version.split()[0]}, torch {torch.__version__}"
     command = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return f"{report.machine()}, {versions}; {date.today()}, commit {commit}."
+    return f"{cpu()}, {versions}; {date.today()}, commit {commit}."
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from async_dqn.parameters.layout import padded_size
 from async_dqn.parameters.optimizers import OPTIMIZERS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.replay.shard import ReplayShard
-from async_dqn.results import COLUMNS, RunResult
+from async_dqn.report.results import COLUMNS, RunResult
 from async_dqn.runs.run import Run
 from async_dqn.training.supervisor import Supervisor
 from async_dqn.workers.collector import Collector

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from async_dqn import cli
-from async_dqn.comparisons import collect
-from async_dqn.figures import aggregate
-from async_dqn.results import Cost, median, quantity, read_run, run_name
-from async_dqn.statistics import iqm
+from async_dqn.report.bootstrap import iqm
+from async_dqn.report.figures import aggregate
+from async_dqn.report.grouping import collect
+from async_dqn.report.results import Cost, median, quantity, read_run, run_name
 
 HEADER = "step,wall_s,cpu_s,episodes,mean,std,min,max\n"
 Points = list[tuple[float, ...]]  # step, wall_s, cpu_s, episodes, mean
@@ -142,7 +142,7 @@ def test_another_threshold_is_read_off_the_evaluations_that_confirm(tmp_path):
 
 def test_curves_are_step_functions_over_seeds():
     generator = np.random.default_rng(0)
-    from async_dqn.results import RunResult
+    from async_dqn.report.results import RunResult
 
     runs = []
     for seed in range(5):

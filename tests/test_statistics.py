@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from async_dqn.statistics import bootstrap_interval, iqm, ratio_interval
+from async_dqn.report.bootstrap import bootstrap_interval, iqm, ratio_interval
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from async_dqn.config.config import Config, UserError
 from async_dqn.config.fields import COUNT, POSITIVE, Section, Setting, setting
 from async_dqn.config.options import Parser, argument, parse_train, parse_value
 from async_dqn.config.presets import resolve
-from async_dqn.document import Table, Text, to_markdown
 from async_dqn.envs import make
-from async_dqn.report import machine
+from async_dqn.report.command import machine
+from async_dqn.report.markup import Table, Text, to_markdown
 from async_dqn.runs.durable import replace_file
 from async_dqn.runs.versions import versions
 

@@ -11,15 +11,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from async_dqn import document
-from async_dqn.comparisons import Comparison, Plans, collect
 from async_dqn.config.config import UserError, usable_cores
 from async_dqn.config.options import Parser
-from async_dqn.document import Block, Code, Heading, Picture, Table, Text
-from async_dqn.results import CLOCKS, FAILED, Cost, RunResult, median, quantity
+from async_dqn.report import markup
+from async_dqn.report.bootstrap import bootstrap_interval, iqm
+from async_dqn.report.grouping import Comparison, Plans, collect
+from async_dqn.report.markup import Block, Code, Heading, Picture, Table, Text
+from async_dqn.report.results import CLOCKS, FAILED, Cost, RunResult, median, quantity
 from async_dqn.runs.durable import replace_file
 from async_dqn.runs.folder import env_folder
-from async_dqn.statistics import bootstrap_interval, iqm
 
 WORKERS = "parallel.workers"
 CLOCK_HEADERS = ("steps", "seconds", "CPU seconds")
@@ -93,7 +93,7 @@ def write(out: Path, comparisons: Sequence[Comparison], plans: Plans) -> Path:
             blocks.append(Heading(comparison.env))
         blocks += _section(comparison, _protocol(comparison, plans), prefix)
     blocks += _origin(comparisons, plans)
-    page, text = document.to_html(blocks), document.to_markdown(blocks)
+    page, text = markup.to_html(blocks), markup.to_markdown(blocks)
     files = {"report.html": page.encode(), "report.md": text.encode()}
     files |= {block.name: block.png for block in blocks if isinstance(block, Picture)}
     try:
@@ -138,7 +138,7 @@ def _workers(comparison: Comparison) -> str:
 
 def _section(comparison: Comparison, protocol: str, prefix: str) -> list[Block]:
     """Figures and tables of one environment."""
-    from async_dqn import figures  # matplotlib takes its time to import
+    from async_dqn.report import figures  # matplotlib takes its time to import
 
     def picture(name: str, figure: Any, alt: str) -> Picture:
         png = io.BytesIO()

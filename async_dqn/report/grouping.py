@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from async_dqn.config.config import Config, UserError
-from async_dqn.results import (
+from async_dqn.report.results import (
     COLUMNS,
     FAILED,
     RunResult,

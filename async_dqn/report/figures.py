@@ -17,10 +17,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from async_dqn.comparisons import Comparison
-from async_dqn.results import FAILED, Cost, RunResult, median, quantity
+from async_dqn.report.bootstrap import bootstrap_interval, iqm
+from async_dqn.report.grouping import Comparison
+from async_dqn.report.results import FAILED, Cost, RunResult, median, quantity
 from async_dqn.runs.folder import in_words
-from async_dqn.statistics import bootstrap_interval, iqm
 
 # Okabe and Ito's palette, without the yellow; lengths that share no factor, so that pairs last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
