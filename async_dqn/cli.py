@@ -151,7 +151,7 @@ def bench(argv: Sequence[str]) -> int:
 
 def compare(argv: Sequence[str]) -> int:
     """Run several methods on several seeds, and report."""
-    from async_dqn import compare as comparison
+    from async_dqn.compare import command as comparison
 
     return comparison.compare(argv)
 

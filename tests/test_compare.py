@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from async_dqn import cli, contenders
+from async_dqn import cli
+from async_dqn.compare import methods
 from async_dqn.config import presets
 from async_dqn.config.config import SETTINGS
 from async_dqn.config.options import parse_train
@@ -205,11 +206,11 @@ def test_mistakes_are_one_line_and_exit_2(message, arguments, tmp_path, monkeypa
 
 def test_every_named_method_is_a_command_the_trainer_takes():
     shared = {"env": "CartPole-v1", "steps": 1000, "stop_at_return": 0.0}
-    ours = [name for name in contenders.names() if name not in contenders.PEERS]
+    ours = [name for name in methods.names() if name not in methods.PEERS]
     modes, algorithms = SETTINGS["mode"].choices, SETTINGS["algorithm"].choices
     assert set(ours) >= {f"{mode}-{name}" for mode in modes for name in algorithms}
     assert "rainbow-async" in ours and "cartpole" not in ours
-    found = contenders.contenders(ours, shared, 2, [])
+    found = methods.contenders(ours, shared, 2, [])
     assert [contender.label for contender in found] == ours
     assert all("--stop-at-return=0.0" in contender.arguments for contender in found)
 
@@ -221,7 +222,7 @@ def test_a_preset_that_fixes_its_workers_keeps_them(tmp_path, monkeypatch):
     (tmp_path / "alone.toml").write_text(text)
     monkeypatch.setattr(presets, "PRESET_FILES", tmp_path)
     shared, common = {"env": "CartPole-v1"}, ["--env=CartPole-v1"]
-    alone, rainbow = contenders.contenders(["alone", "rainbow-async"], shared, 3, [])
+    alone, rainbow = methods.contenders(["alone", "rainbow-async"], shared, 3, [])
     assert alone.arguments == ("train", "--preset=alone", *common)
     assert rainbow.arguments == ("train", "--preset=rainbow-async", *common, "--workers=3")
 
@@ -229,7 +230,7 @@ def test_a_preset_that_fixes_its_workers_keeps_them(tmp_path, monkeypatch):
 def test_peers_take_what_is_said_of_the_environment_and_no_more():
     pytest.importorskip("stable_baselines3")
     shared, extra = {"env": "CartPole-v1", "steps": 9}, ["--max-episode-steps=50", "--lr=0.1"]
-    peer, ours = contenders.contenders(["sb3-dqn", "async-n-step-q"], shared, 2, extra)
+    peer, ours = methods.contenders(["sb3-dqn", "async-n-step-q"], shared, 2, extra)
     common = ("--env=CartPole-v1", "--steps=9", "--workers=2")
     assert peer.arguments == ("sb3-dqn", *common, "--max-episode-steps=50")
     assert set(extra) < set(ours.arguments)
@@ -238,7 +239,7 @@ def test_peers_take_what_is_said_of_the_environment_and_no_more():
 def test_a_method_may_have_a_budget_of_its_own():
     pytest.importorskip("stable_baselines3")
     labels = ["sb3-dqn:--steps 5_000", "dqn:--steps 7_000", "pqn"]
-    for found, steps in zip(contenders.contenders(labels, {"steps": 9}, 1, []), (5000, 7000, 9)):
+    for found, steps in zip(methods.contenders(labels, {"steps": 9}, 1, []), (5000, 7000, 9)):
         words = [word for word in found.arguments if word != "sb3-dqn"]
         given = parse_train(words[1:] if words[0] == "train" else words)
         assert given["steps"] == steps

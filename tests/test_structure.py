@@ -19,11 +19,8 @@ FLOORS = (
     "workers",
     "runs",
     "training report",
-    # still to be moved
-    "contenders",
-    "jobs",
-    "speedup",
-    "api compare peers",
+    "compare api",
+    "peers",
     "bench",
     "cli",
     "__main__",

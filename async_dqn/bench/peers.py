@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from async_dqn.bench.command import METAVARS, check_path, present, save, spread
-from async_dqn.compare import compare, parser_of
+from async_dqn.compare.command import compare, parser_of
+from async_dqn.compare.methods import PEERS
 from async_dqn.config.config import SETTINGS, UserError
 from async_dqn.config.options import parse_value
 from async_dqn.config.presets import resolve
-from async_dqn.contenders import PEERS
 from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec, registered_spec
 from async_dqn.report.command import cost_spread

@@ -16,10 +16,10 @@ from async_dqn.bench.command import (
     spread,
 )
 from async_dqn.bench.throughput import throughput
+from async_dqn.compare.speedup import time_to_score
 from async_dqn.config.config import Config, UserError, usable_cores
 from async_dqn.config.fields import POSITIVE, SEED, Range, setting
 from async_dqn.runs.folder import env_folder
-from async_dqn.speedup import time_to_score
 
 PROBE_SECONDS = 3.0
 KNEE = 0.95

@@ -13,9 +13,9 @@ from typing import Any
 
 from async_dqn.bench.command import Options as Common
 from async_dqn.bench.command import in_turns, present, ratios, save, spread
+from async_dqn.compare.runner import PACKAGE
 from async_dqn.config.config import UserError
 from async_dqn.config.fields import Range, setting
-from async_dqn.jobs import PACKAGE
 from async_dqn.processes.spawn import THREAD_VARIABLES
 
 COUNTS = Range("a list of whole numbers from 1", lambda n: n >= 1)

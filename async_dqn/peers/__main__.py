@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from async_dqn.compare.methods import PEERS
 from async_dqn.config.config import SECTIONS, SETTINGS, Config, UserError
 from async_dqn.config.fields import did_you_mean, either, one_line
 from async_dqn.config.options import Parser, parse_value
 from async_dqn.config.presets import resolve
-from async_dqn.contenders import PEERS
 from async_dqn.processes.spawn import THREAD_VARIABLES
 
 PACKAGE = "stable-baselines3"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import async_dqn
+from async_dqn.compare.methods import Contender
 from async_dqn.config.config import UserError
-from async_dqn.contenders import Contender
 from async_dqn.processes.signals import StopSignals
 from async_dqn.report.results import FAILED, quantity, read_json
 from async_dqn.runs.folder import RunFolder

@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from async_dqn.compare.methods import Contender
+from async_dqn.compare.runner import Job, make_all
 from async_dqn.config.config import Config, UserError
-from async_dqn.contenders import Contender
-from async_dqn.jobs import Job, make_all
 from async_dqn.report.bootstrap import ratio_interval
 from async_dqn.report.markup import Table, Text, to_markdown
 from async_dqn.report.results import Cost, RunResult, median, read_run, run_name

@@ -15,11 +15,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from async_dqn.compare.methods import SHARED, Contender, contenders
+from async_dqn.compare.runner import Job, make_all
 from async_dqn.config.config import SETTINGS, UserError
 from async_dqn.config.options import Parser, parse_value
 from async_dqn.config.presets import resolve
-from async_dqn.contenders import SHARED, Contender, contenders
-from async_dqn.jobs import Job, make_all
 from async_dqn.report.command import check_plotting, machine, write
 from async_dqn.report.grouping import collect
 from async_dqn.report.results import PLAN, read_plan, run_name

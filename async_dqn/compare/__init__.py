@@ -1,0 +1,1 @@
+"""Comparisons: which methods, run by whom, and the time to a score."""
