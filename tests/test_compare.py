@@ -247,5 +247,5 @@ def test_a_method_may_have_a_budget_of_its_own():
 
 def test_no_torch_beside_the_runs():
     # Memory and start-up time of the process that only waits.
-    program = "import sys; import async_dqn.compare; assert 'torch' not in sys.modules"
+    program = "import sys; import async_dqn.compare.command; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=60)

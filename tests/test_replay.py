@@ -472,5 +472,5 @@ def test_memory_is_known_beforehand_and_images_stay_uint8() -> None:
     assert shard.nbytes == replay_bytes(800, 8, shape, "uint8")
     image = 4 * 84 * 84
     assert 808 * image < shard.nbytes < 808 * (image + 30)  # each once, one row is pending
-    code = "import sys, async_dqn.replay; sys.exit('torch' in sys.modules)"
+    code = "import sys, async_dqn.replay.shard; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
