@@ -71,9 +71,9 @@ class NotFiniteEnv(NumberedEnv):
 
     `built` lists the instances of this class, so that those built anew can be told apart; `faults`
     maps an instance's place in it to (fault, k). Faults: "nan-reward", "none-reward",
-    "two-rewards", "inf-observation", "wrong-shape", "words" and "raise" at step k of its life (from
-    1), "nan-reset" and "raise-reset" at its reset k (from 1), "nan-resets" at every reset. The key
-    -1 stands for all that are not named.
+    "two-rewards", "inf-observation", "none-observation", "wrong-shape", "words" and "raise" at step
+    k of its life (from 1), "nan-reset" and "raise-reset" at its reset k (from 1), "nan-resets" at
+    every reset. The key -1 stands for all that are not named.
     """
 
     built: ClassVar[list["NotFiniteEnv"]] = []
@@ -104,6 +104,8 @@ class NotFiniteEnv(NumberedEnv):
                 observation = observation[:1]
             if self._fault == "inf-observation":
                 observation[1] = np.inf
+            if self._fault == "none-observation":
+                observation = None
             if self._fault == "words":
                 observation = np.array(["left", "right", "up"])
             rewards = {"nan-reward": np.nan, "none-reward": None, "two-rewards": np.ones(2)}

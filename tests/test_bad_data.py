@@ -31,9 +31,9 @@ def _nothing_built() -> None:
     NotFiniteEnv.built.clear()
 
 
-def broken(mode: str, faults: dict, lengths: tuple = (4,)) -> EnvBatch:
+def broken(mode: str, faults: dict, lengths: tuple = (4,), **more) -> EnvBatch:
     """Three environments that follow the script, in the way `mode` says."""
-    kwargs = {"faults": faults, "lengths": lengths}
+    kwargs = {"faults": faults, "lengths": lengths, **more}
     env = NotFiniteEnv if mode == "loop" else f"Scripted/Numbered{mode}-v0"
     batch = make_vector(EnvSpec(env, kwargs, ("scripted_ids",), 100), 3, training=True)
     assert len(NotFiniteEnv.built) == 3
@@ -83,17 +83,33 @@ def test_after_a_fault_episodes_go_on_as_ever(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_episode_whose_last_observation_is_bad_does_not_count(mode: str) -> None:
-    batch = broken(mode, {1: ("inf-observation", 4)})
+def test_an_episode_that_was_cut_at_a_bad_observation_does_not_count(mode: str) -> None:
+    batch = broken(mode, {1: ("inf-observation", 4)}, ends=("truncated",))
     batch.reset([10, 11, 12])
     taken = [step(batch) for _ in range(4)][-1]
     rows = SECOND if mode == "loop" else TOGETHER
     assert (taken.faulty == rows).all() and (taken.ended == ~rows).all()
-    assert (taken.terminated == ~rows).all()
+    assert (taken.truncated == ~rows).all()
+    assert "in the last step of an episode" in str(batch.fault)
     finals = np.flatnonzero(~rows) if mode == "loop" else []
     assert taken.final_rows.tolist() == list(finals) and (taken.final_obs[:, 2] == 4).all()
     assert (taken.obs[rows, 1:] == 0).all()
     assert not step(batch).dummy[rows].any()  # no reset is pending
+
+
+@pytest.mark.parametrize("fault", ["inf-observation", "none-observation"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_termination_needs_no_last_observation(mode: str, fault: str) -> None:
+    if fault == "none-observation" and mode != "loop":
+        pytest.skip("gymnasium's own vector environments do not take it")
+    batch = broken(mode, {1: (fault, 4)})
+    batch.reset([10, 11, 12])
+    taken = [step(batch) for _ in range(4)][-1]
+    assert taken.terminated.all() and taken.ended.all() and (taken.rewards == 1).all()
+    assert not batch.rebuilds and not taken.faulty.any()
+    last = taken.obs if mode == "NextStep" else taken.final_obs
+    assert not last[1].any() and (last[[0, 2], 2] == 4).all()
+    assert (step(batch).obs[:, 2] == (0 if mode == "NextStep" else 1)).all()
 
 
 def test_a_new_environment_has_its_full_time() -> None:

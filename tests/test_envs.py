@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -315,6 +316,71 @@ class LyingEnv(SpacesEnv):
         return np.full((9, 9, 3), 0.5), {}
 
 
+class ScriptedObservations(SpacesEnv):
+    """Gives these observations in turn, the first one at a reset."""
+
+    def __init__(self, space: spaces.Space, observations: list) -> None:
+        super().__init__(space, ACTIONS)
+        self.observations = observations
+
+    def reset(self, *, seed=None, options=None):
+        self.given = 0
+        return self.observations[0], {}
+
+    def step(self, action):
+        self.given += 1
+        return self.observations[min(self.given, len(self.observations) - 1)], 0.0, False, False, {}
+
+
+BYTES = spaces.Box(0, 255, (3,), np.uint8)
+GOOD = np.zeros(3, np.uint8)
+GRID = spaces.MultiDiscrete([5, 5])
+PART = spaces.Dict({"grid": spaces.Discrete(3), "bytes": BYTES})
+# A space, a sound observation of it, one that is not, and what is said of that.
+NOT_IN_THE_SPACE = {
+    "negative": (BYTES, GOOD, np.array([-1, 0, 0]), "holds -1, which is no byte"),
+    "too large": (BYTES, GOOD, np.array([0, 256, 0], np.int16), "holds 256, which is no byte"),
+    "not a number": (BYTES, GOOD, np.array([0, np.nan, 0]), "float64|holds nan"),
+    "other part": (GRID, np.array([4, 0]), np.array([5, 0]), r"\[5 0\] is not in"),
+    "wrapped around": (GRID, np.array([4, 0]), np.array([0, -1]), "is not in"),
+    "state of a part": (
+        *(PART, {"grid": 0, "bytes": GOOD}, {"grid": -1, "bytes": GOOD}),
+        r"\['grid'\] -1 is not in",
+    ),
+    "bytes of a part": (
+        *(PART, {"grid": 0, "bytes": GOOD}, {"grid": 0, "bytes": np.array([300, 0, 0])}),
+        r"\['bytes'\].* is not in",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_IN_THE_SPACE)
+class TestNothingIsCast:
+    """Numbers that the space does not have are never stored as others."""
+
+    def test_it_is_refused_when_the_environment_is_made(self, case: str) -> None:
+        space, good, bad, message = NOT_IN_THE_SPACE[case]
+        for observations in ([bad], [good, bad]):
+            with pytest.raises(UserError, match=message):
+                probe(EnvSpec(ScriptedObservations, {"space": space, "observations": observations}))
+
+    def test_at_a_later_step_it_is_a_fault(self, case: str) -> None:
+        space, good, bad, message = NOT_IN_THE_SPACE[case]
+        kwargs = {"space": space, "observations": [good, good, bad]}
+        batch = make_vector(EnvSpec(ScriptedObservations, kwargs), 1, training=True)
+        batch.reset([0])
+        assert not batch.step(np.zeros(1, np.int64)).faulty.any()
+        assert batch.step(np.zeros(1, np.int64)).faulty.all()
+        assert re.search(message, str(batch.fault))
+
+
+def test_other_types_of_the_same_numbers_are_taken() -> None:
+    kwargs = {"space": BYTES, "observations": [[1, 2, 255], np.array([3.0, 4.0, 5.0])]}
+    batch = make_vector(EnvSpec(ScriptedObservations, kwargs), 1, training=True)
+    assert batch.reset([0]).tolist() == [[1, 2, 255]]
+    assert batch.step(np.zeros(1, np.int64)).obs.tolist() == [[3, 4, 5]]
+
+
 class TestFactories:
     """Classes and factories instead of ids."""
 
@@ -413,7 +479,7 @@ class TestRefusals:
 
     def test_checking_an_id_imports_neither_torch_nor_minatar(self) -> None:
         code = (
-            "import sys; from async_dqn.envs import check_env_id; check_env_id('CartPole-v1', ());"
+            "import sys; from async_dqn.envs.make import check_env_id; check_env_id('CartPole-v1', ());"
             "check_env_id('MinAtar/Breakout-v1', ()) if 'minatar' in sys.argv else None;"
             "sys.exit(any(name in sys.modules for name in ('torch', 'minatar', 'ale_py')))"
         )
@@ -548,7 +614,7 @@ class TestAtari:
 
 def test_registration_happens_in_every_process() -> None:
     pytest.importorskip("minatar")
-    code = "from async_dqn.envs import *; print(probe(EnvSpec('MinAtar/Breakout-v1')).num_actions)"
+    code = "from async_dqn.envs.make import *; print(probe(EnvSpec('MinAtar/Breakout-v1')).num_actions)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "3"
 

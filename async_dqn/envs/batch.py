@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from async_dqn.config.fields import in_words
+from async_dqn.envs.spaces import stored
 from async_dqn.envs.spec import EnvInfo
 
 SEED_LIMIT = 2**31  # ale-py takes int32 seeds, numpy's RandomState (MinAtar) 32 bits
@@ -69,7 +70,8 @@ class EnvBatch:
         self.rebuilds = 0
         self.fault: Exception = NotFinite("nothing was wrong yet")
         self._make = make
-        self._bytes = info.dtype == "uint8"  # these are always finite
+        self._dtype = np.dtype(info.dtype)
+        self._bytes = self._dtype == np.uint8  # these are always finite
         self._none = np.zeros(self.num_envs, np.bool_)
         self._all = np.arange(self.num_envs)
         self._dummy = self._none
@@ -94,17 +96,19 @@ class EnvBatch:
         """
         try:
             observations, scores, terminated, truncated, infos = self.vector.step(actions)
+            observations = stored(observations, self._dtype)
+            ended = self._ended(terminated, truncated, infos)
+            dummy, rows, finals = self._none, self._no_rows, self._no_finals
+            if self.next_step:
+                dummy, self._dummy = self._dummy, ended
+                observations = self._without_last(observations, terminated)
+            elif np.count_nonzero(ended):
+                rows = np.flatnonzero(ended)
+                finals = self._finals(infos["final_obs"], rows, terminated)
         except Exception as error:
             return self._mended(self._nothing(), dict.fromkeys(self._all, error))
-        ended = self._ended(terminated, truncated, infos)
-        dummy, rows, finals = self._none, self._no_rows, self._no_finals
-        if self.next_step:
-            dummy, self._dummy = self._dummy, ended
-        elif np.count_nonzero(ended):
-            rows = np.flatnonzero(ended)
-            finals = _final_observations(infos, rows).astype(self.info.dtype, copy=False)
         step = Step(
-            np.asarray(observations, self.info.dtype),
+            observations,
             self._rewards(scores),
             np.asarray(scores, np.float64),
             terminated,
@@ -132,7 +136,7 @@ class EnvBatch:
         self._dummy = self._none
         observations, infos = self.vector.reset(seed=self._seed(self._seeds))
         self._started(infos)
-        return np.asarray(observations, self.info.dtype), infos.get("failed", {})
+        return stored(observations, self._dtype), infos.get("failed", {})
 
     def _attempt(self, begin: Callable) -> tuple[np.ndarray, np.ndarray]:
         """First observations [B, ...], and the rows [K] that have none to go on from."""
@@ -158,6 +162,24 @@ class EnvBatch:
             *_, self.fault = failed.values()
         return np.array([row for row in self._all if bad[row] or row in failed], np.int64)
 
+    def _finals(self, finals: np.ndarray, rows: np.ndarray, terminated: np.ndarray) -> np.ndarray:
+        """Final observations [K, ...] of `rows`; both layouts: an object array, or dense."""
+        if finals.dtype != object:
+            return self._without_last(stored(finals[rows], self._dtype), terminated[rows])
+        kept = np.zeros((len(rows), *self.info.observation_shape), self._dtype)
+        for place, row in enumerate(rows):
+            if finals[row] is not None or not terminated[row]:
+                kept[place] = stored(np.asarray(finals[row]), self._dtype)
+        return self._without_last(kept, terminated[rows])
+
+    def _without_last(self, observations: np.ndarray, terminated: np.ndarray) -> np.ndarray:
+        """0 for what is not finite after a termination: nothing is estimated from it."""
+        if self._sound(observations):
+            return observations
+        kept = observations.copy()
+        kept[terminated & _not_finite(kept)] = 0
+        return kept
+
     def _sound(self, observations: np.ndarray) -> bool:
         return self._bytes or not len(observations) or _finite(observations)
 
@@ -165,7 +187,8 @@ class EnvBatch:
         """The step without what was wrong, its environments built anew."""
         bad = ~np.isfinite(step.rewards) | _not_finite(step.obs)
         bad[step.final_rows[_not_finite(step.final_obs)]] = True
-        rows, obs = self._restart(self._noted(bad, failed, "a reward or an observation"))
+        last = " in the last step of an episode" if (bad & step.ended).any() else ""
+        rows, obs = self._restart(self._noted(bad, failed, f"a reward or an observation{last}"))
         faulty = self._none.copy()
         faulty[rows] = True
         keep = ~faulty[step.final_rows]
@@ -258,9 +281,3 @@ def _not_finite(observations: np.ndarray) -> np.ndarray:
 def next_seed(seed: int) -> int:
     """The seed of an environment that is built in the place of one with this seed."""
     return int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0])
-
-
-def _final_observations(infos: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
-    """Final observations [K, ...] of `rows`; both layouts: an object array, or dense."""
-    finals = infos["final_obs"]
-    return np.stack(list(finals[rows])) if finals.dtype == object else finals[rows]

@@ -83,7 +83,7 @@ class LoopVectorEnv(VectorEnv):
                 observation, rewards[row], terminated, truncated, _ = env.step(chosen[row])
                 elapsed[row] += 1
                 if terminated or truncated or elapsed[row] >= limit:
-                    self._write_final(row, observation)
+                    self._keep_final(row, observation, terminated)
                     if self._restarts:
                         observation, _ = env.reset()
                     terminations[row] = terminated
@@ -99,6 +99,15 @@ class LoopVectorEnv(VectorEnv):
                 del self._playing[row]
         infos = {"final_obs": self._finals, "_final_obs": over, "failed": failed}
         return self.observations, rewards, terminations, truncations, infos
+
+    def _keep_final(self, row: int, observation: Any, terminated: bool) -> None:
+        """A terminated episode needs no last observation: nothing is estimated from it."""
+        try:
+            self._write_final(row, observation)
+        except Exception:
+            if not terminated:
+                raise
+            self._finals[row] = 0
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments."""

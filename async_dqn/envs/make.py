@@ -215,15 +215,21 @@ def _check_interface(env: gymnasium.Env) -> None:
     first = env.reset(seed=0)
     if not (isinstance(first, tuple) and len(first) == 2):
         raise UserError("env returns no (observation, info) from reset; port it to Gymnasium")
-    for part, space, observation in parts(env.observation_space, first[0]):
-        returned, declared = np.asarray(observation).dtype, np.dtype(space.dtype)
+    _check_dtypes(env, first[0])
+    assert isinstance(env.action_space, spaces.Discrete)
+    values = env.step(int(env.action_space.start))
+    if len(values) != 5:
+        raise UserError(f"env returns {len(values)} values from step; a Gymnasium env returns 5")
+    _check_dtypes(env, values[0])
+
+
+def _check_dtypes(env: gymnasium.Env, observation: Any) -> None:
+    """Raise UserError for fractions where the space declares whole numbers."""
+    for part, space, held in parts(env.observation_space, observation):
+        returned, declared = np.asarray(held).dtype, np.dtype(space.dtype)
         truncated = "biu" if part else "bu"  # pixels in 0..1 would all become 0
         if returned.kind == "f" and declared.kind in truncated:
             raise UserError(
                 f"env returns {returned} observations, its space says {declared}; "
                 "correct its observation_space"
             )
-    assert isinstance(env.action_space, spaces.Discrete)
-    values = env.step(int(env.action_space.start))
-    if len(values) != 5:
-        raise UserError(f"env returns {len(values)} values from step; a Gymnasium env returns 5")

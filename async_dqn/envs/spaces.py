@@ -110,7 +110,8 @@ def parts(
 def row_writer(space: spaces.Space, batch: np.ndarray) -> RowWriter:
     """A function that stores one raw observation as row i of `batch` [B, *layout.shape].
 
-    It raises ValueError for an observation of the wrong shape, which numpy would broadcast.
+    It raises ValueError for what numpy would broadcast or change without a word: an observation of
+    the wrong shape, or with values that the space's dtype does not have.
     """
     if isinstance(space, spaces.Discrete):
         return _one_hot_writer(space, batch)
@@ -123,9 +124,26 @@ def row_writer(space: spaces.Space, batch: np.ndarray) -> RowWriter:
             observation = np.asarray(observation)
             if observation.shape != shape:
                 raise ValueError(f"observation has shape {observation.shape}, expected {shape}")
-        rows[row] = observation
+        rows[row] = stored(observation, rows.dtype)
 
     return write
+
+
+def stored(observations: Any, dtype: np.dtype) -> np.ndarray:
+    """Observations as `dtype`. Raises ValueError where bytes would hold other numbers."""
+    if getattr(observations, "dtype", None) == dtype:
+        return observations
+    given = np.asarray(observations)
+    if dtype != np.uint8 or given.dtype in (np.uint8, np.bool_):
+        return given.astype(dtype, copy=False)
+    with np.errstate(invalid="ignore"):
+        kept = given.astype(dtype)
+    if (kept != given).any():
+        value = given[kept != given].flat[0]
+        raise ValueError(
+            f"observation holds {value:g}, which is no byte; correct its observation_space"
+        )
+    return kept
 
 
 def _one_hot_writer(space: spaces.Discrete, batch: np.ndarray) -> RowWriter:
@@ -145,9 +163,26 @@ def _flattening_writer(space: spaces.Space, batch: np.ndarray) -> RowWriter:
     write_flat = row_writer(spaces.flatten_space(space), batch)
 
     def write(row: int, observation: Any) -> None:
+        for name, part, held in parts(space, observation):
+            _check_part(part, held, name)
         write_flat(row, spaces.flatten(space, observation))
 
     return write
+
+
+def _check_part(space: spaces.Space, observation: Any, name: str) -> None:
+    """Raise ValueError for what `flatten` would cast or wrap around without a word."""
+    held = np.asarray(observation)
+    if isinstance(space, spaces.Discrete):
+        space, held = spaces.MultiDiscrete([space.n], start=[space.start]), held.reshape(-1)
+    if isinstance(space, spaces.MultiDiscrete):
+        counted = held - space.start
+        sound = held.shape == space.shape and (counted >= 0).all() and (counted < space.nvec).all()
+    else:
+        sound = np.can_cast(held.dtype, space.dtype, "same_kind")
+        sound = sound or np.array_equal(held.astype(space.dtype), held)
+    if not sound:
+        raise ValueError(f"observation{name} {observation} is not in {space}")
 
 
 def _native_view(space: spaces.Space, batch: np.ndarray) -> np.ndarray:
