@@ -20,6 +20,7 @@ from async_dqn.training import training
 PLACE = spaces.Box(-1, 1, (3,), np.float32)
 PLANE = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 6], np.float32))
 JOINTS = spaces.MultiDiscrete([3, 2], start=[0, 5])
+WHOLE = spaces.Box(np.array([-1, 3], np.int64), np.array([1, 4], np.int64), dtype=np.int64)
 SERIAL = {"mode": "serial", "workers": 1, "envs_per_worker": 4, "hidden": (8,), "eval_episodes": 2}
 
 
@@ -45,6 +46,10 @@ def taken(asked: EnvSpec) -> list[np.ndarray]:
         (spaces.MultiDiscrete([[2, 3], [1, 2]]), itertools.product((0, 1), range(3), (0,), (0, 1))),
         (spaces.MultiBinary(3), itertools.product((0, 1), repeat=3)),
         (spaces.MultiBinary((2, 2)), itertools.product((0, 1), repeat=4)),
+        (spaces.Box(0, 1, (1,), np.int64), itertools.product((0, 1))),
+        (spaces.Box(-2, 1, (2,), np.int32), itertools.product(range(-2, 2), repeat=2)),
+        (spaces.Box(250, 255, (1,), np.uint8), itertools.product(range(250, 256))),
+        (spaces.Box(0, 1, (2,), np.bool_), itertools.product((0, 1), repeat=2)),
     ],
 )
 def test_every_vector_is_reached_exactly_once(space: spaces.Space, vectors) -> None:
@@ -60,7 +65,7 @@ def test_bins_cover_the_box_from_corner_to_corner() -> None:
     assert np.allclose(received, list(centres), atol=1e-6)
 
 
-@pytest.mark.parametrize("space", [PLANE, JOINTS, spaces.MultiBinary((2, 2))])
+@pytest.mark.parametrize("space", [PLANE, JOINTS, spaces.MultiBinary((2, 2)), WHOLE])
 def test_the_mapping_says_what_the_numbers_mean(space: spaces.Space) -> None:
     info = probe(spec(space, bins=4))
     assert EnvInfo(**json.loads(json.dumps(asdict(info)))).actions == info.actions

@@ -479,7 +479,8 @@ class TestRefusals:
 
     def test_checking_an_id_imports_neither_torch_nor_minatar(self) -> None:
         code = (
-            "import sys; from async_dqn.envs.make import check_env_id; check_env_id('CartPole-v1', ());"
+            "import sys; from async_dqn.envs.make import check_env_id;"
+            "check_env_id('CartPole-v1', ());"
             "check_env_id('MinAtar/Breakout-v1', ()) if 'minatar' in sys.argv else None;"
             "sys.exit(any(name in sys.modules for name in ('torch', 'minatar', 'ale_py')))"
         )
@@ -614,7 +615,10 @@ class TestAtari:
 
 def test_registration_happens_in_every_process() -> None:
     pytest.importorskip("minatar")
-    code = "from async_dqn.envs.make import *; print(probe(EnvSpec('MinAtar/Breakout-v1')).num_actions)"
+    code = (
+        "from async_dqn.envs.make import EnvSpec, probe;"
+        "print(probe(EnvSpec('MinAtar/Breakout-v1')).num_actions)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "3"
 

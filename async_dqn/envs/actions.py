@@ -1,7 +1,8 @@
 """Action spaces as numbers 0..A-1, all that Q-learning can choose from.
 
 Box actions are cut into bins by gymnasium's own wrapper, whose actions are the bins' centres;
-MultiDiscrete and MultiBinary vectors are numbered in mixed radix. Discrete spaces stay as they are.
+MultiDiscrete and MultiBinary vectors, and Boxes of whole numbers, are numbered in mixed radix.
+Discrete spaces stay as they are.
 """
 
 import math
@@ -30,20 +31,21 @@ class MixedRadixAction(gymnasium.ActionWrapper):
     def action(self, action: int) -> np.ndarray:
         """The vector with this number, in the shape and dtype of the environment's space."""
         vector = np.array(np.unravel_index(action, self.radices), self.vectors.dtype)
-        return vector.reshape(self.vectors.shape) + getattr(self.vectors, "start", 0)
+        return vector.reshape(self.vectors.shape) + component_starts(self.vectors)
 
 
 def numbered(env: gymnasium.Env, bins: int, name: str) -> gymnasium.Env:
-    """The environment with a Discrete action space; Box actions get `bins` values per dimension.
+    """The environment with a Discrete action space; Box actions get `bins` values per dimension,
+    those of whole numbers every one.
 
     Raises UserError for spaces that cannot be numbered, Box without finite bounds, and more than
     4096 actions.
     """
     space = env.action_space
-    if isinstance(space, spaces.Box):
+    if isinstance(space, spaces.Box) and space.dtype.kind == "f":
         _check_box(space, bins, name)
         return DiscretizeAction(env, bins)
-    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box):
         _check_count(math.prod(component_sizes(space)), name, "use fewer action components")
         return MixedRadixAction(env)
     num_actions(space, name)  # refuses all but Discrete
@@ -69,19 +71,30 @@ def action_mapping(env: gymnasium.Env) -> dict[str, Any] | None:
         low, high = env.low.astype(float).tolist(), env.high.astype(float).tolist()
         meaning = {"kind": "bins", "sizes": env.bins.tolist(), "low": low, "high": high}
     elif isinstance(env, MixedRadixAction):
-        start = np.ravel(getattr(env.vectors, "start", np.zeros(env.vectors.shape, int)))
-        meaning = {"kind": "vector", "sizes": list(env.radices), "start": start.tolist()}
+        start = component_starts(env.vectors).ravel().tolist()
+        meaning = {"kind": "vector", "sizes": list(env.radices), "start": start}
     else:
         return None
     own = env.env.action_space
     return {**meaning, "shape": list(own.shape), "dtype": str(own.dtype)}
 
 
-def component_sizes(space: spaces.MultiDiscrete | spaces.MultiBinary) -> tuple[int, ...]:
+def component_sizes(
+    space: spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box,
+) -> tuple[int, ...]:
     """How many values each component has, in the order of the ravelled vector."""
     if isinstance(space, spaces.MultiBinary):
         return (2,) * math.prod(space.shape)
+    if isinstance(space, spaces.Box):
+        ends = zip(space.low.ravel().tolist(), space.high.ravel().tolist())
+        return tuple(int(high) - int(low) + 1 for low, high in ends)
     return tuple(np.ravel(space.nvec).tolist())
+
+
+def component_starts(space: spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box) -> np.ndarray:
+    """The least value of each component, in the shape and dtype of the space."""
+    start = space.low if isinstance(space, spaces.Box) else getattr(space, "start", None)
+    return np.zeros(space.shape, space.dtype) if start is None else np.asarray(start, space.dtype)
 
 
 def _check_box(space: spaces.Box, bins: int, name: str) -> None:
