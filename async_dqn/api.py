@@ -7,6 +7,7 @@
 Keywords are the options of the command line with underscores (`import_modules` for `--import`).
 """
 
+import contextlib
 import multiprocessing
 import shutil
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from async_dqn.runs.resume import stored_config
 from async_dqn.training import training
 from async_dqn.workers.crew import Crew
 from async_dqn.workers.player import Player
-from async_dqn.workers.task import Task
+from async_dqn.workers.task import CONFIRMATION, Task, as_found
 
 Env = str | Callable[..., gymnasium.Env]
 
@@ -46,6 +47,7 @@ class AsyncDQN:
     cannot work.
     """
 
+    @as_found()
     def __init__(self, env: Env = "CartPole-v1", **settings: Any):
         self._factory = None if isinstance(env, str) else env
         name = env if isinstance(env, str) else EnvSpec(env).name
@@ -56,6 +58,7 @@ class AsyncDQN:
         torch.manual_seed(self.config.run.seed)
         self.network = FlatNetwork(self.task.network(), gradient=False)
 
+    @as_found()
     def learn(
         self,
         total_steps: int | None = None,
@@ -122,6 +125,7 @@ class AsyncDQN:
             output, _ = self.network.net(torch.from_numpy(self._batch(observations)[0]))
         return output.q_values.numpy()
 
+    @as_found()
     def evaluate(self, episodes: int = 100, seed: int | None = None) -> tuple[float, float]:
         """Mean and standard deviation of the true return of greedy play over `episodes`.
 
@@ -132,10 +136,12 @@ class AsyncDQN:
             config = task.config.with_settings({"seed": seed})
             task = Task(config, task.spec, task.info, task.architecture)
         player = Player(task, self.network, episodes)
-        crew = Crew(player)
-        crew.begin(player.screening)
-        for _ in crew.play(player.total):
-            pass
+        with contextlib.closing(player):
+            task.seed_globals(CONFIRMATION)
+            crew = Crew(player)
+            crew.begin(player.screening)
+            for _ in crew.play(player.total):
+                pass
         returns = [played.score for played in crew.results(player.screening, player.total)]
         if len(returns) < episodes:
             raise UserError(
@@ -153,16 +159,22 @@ class AsyncDQN:
         shutil.copytree(checkpoint.resolve(self.run), path)
 
     @classmethod
+    @as_found()
     def load(cls, path: str | Path, env: Env | None = None) -> Self:
         """Load a run folder (its latest checkpoint) or one checkpoint.
 
-        `env` is needed for agents whose environment was a class or factory. Raises UserError.
+        `env` is needed for agents whose environment was a class or factory; another id than that
+        of training is played instead of it. Raises UserError.
         """
         found = checkpoint.load(checkpoint.resolve(path))
         agent = cls.__new__(cls)
         # A stored configuration is never trusted for imports.
         agent.config = stored_config(found).with_settings({"import_modules": ()})
         agent._explicit = frozenset()
+        if isinstance(env, str) and env != agent.config.environment.env:
+            other = {"env": env, "env_arg": {}, "max_episode_steps": None}
+            agent.config = agent.config.with_settings(other)
+            agent._explicit = frozenset({"environment.env"})
         agent._factory = None if env is None or isinstance(env, str) else env
         agent.run = Path(path)
         make.check_env_id(

@@ -7,9 +7,11 @@ is registered by the import alone (`scripted_ids` does that, for --import).
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -169,6 +171,43 @@ class ChainEnv(gymnasium.Env):
 
     def _observe(self) -> Any:
         return self._state if self.discrete else np.eye(self.n, dtype=np.float32)[self._state]
+
+
+class TracedEnv(gymnasium.Env):
+    """Leaves traces in `folder`: an `open-` file while it is not closed, and what it draws.
+
+    Observations come from the global generators of Python, NumPy and torch; the first of each
+    instance go into `drawn-` files, one for each process.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.observation_space = spaces.Box(0, 1, (3,), np.float64)
+        self.action_space = spaces.Discrete(2)
+        self.folder, self._drawn, self._step = Path(folder), False, 0
+        _, name = tempfile.mkstemp(prefix="open-", dir=folder)
+        self._open = Path(name)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._step = 0
+        return self._draw(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._step += 1
+        return self._draw(), 1.0, self._step == 20, False, {}
+
+    def _draw(self) -> np.ndarray:
+        import torch
+
+        numbers = np.array([random.random(), np.random.random(), torch.rand(()).item()])
+        if not self._drawn:
+            self._drawn = True
+            with open(self.folder / f"drawn-{os.getpid()}", "a") as file:
+                file.write(f"{numbers.tolist()}\n")
+        return numbers
+
+    def close(self) -> None:
+        self._open.unlink(missing_ok=True)
 
 
 class CueEnv(gymnasium.Env):
@@ -394,6 +433,7 @@ IDS: dict[str, dict[str, Any]] = {
     "Scripted/Cue-v0": {"entry_point": "scripted_envs:CueEnv"},
     "Scripted/NotFinite-v0": {"entry_point": "scripted_envs:NotFiniteEnv"},
     "Scripted/Chain-v0": {"entry_point": "scripted_envs:ChainEnv", "max_episode_steps": 50},
+    "Scripted/Traced-v0": {"entry_point": "scripted_envs:TracedEnv"},
     "Scripted/Faulty-v0": {"entry_point": "scripted_envs:FaultyEnv", "max_episode_steps": 50},
     "Scripted/Dying-v0": {"entry_point": "scripted_envs:DyingEnv", "max_episode_steps": 50},
     "Scripted/HugeReward-v0": {"entry_point": "scripted_envs:HugeRewardEnv"},

@@ -50,6 +50,18 @@ def test_predict_is_greedy_for_one_observation_and_for_a_batch(agent):
         agent.predict(np.zeros(7))
 
 
+def test_an_agent_is_loaded_into_the_environment_that_is_named(agent, tmp_path):
+    agent.save(tmp_path / "agent")
+    loaded = AsyncDQN.load(tmp_path / "agent", env="CartPole-v0")
+    assert loaded.task.spec.name == "CartPole-v0"
+    assert loaded.evaluate(3)[0] <= 200  # where CartPole-v1 goes on to 500
+    with pytest.raises(UserError, match="does not match"):
+        AsyncDQN.load(tmp_path / "agent", env="Acrobot-v1")
+    loaded.run = agent.run
+    with pytest.raises(UserError, match="env CartPole-v1 vs CartPole-v0"):
+        loaded.learn(8000)
+
+
 def test_a_saved_agent_loads_with_the_same_q_values(agent, tmp_path):
     agent.save(tmp_path / "agent")
     loaded = AsyncDQN.load(tmp_path / "agent")

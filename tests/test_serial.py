@@ -103,7 +103,7 @@ def test_every_method_is_reproducible_and_resumes_bit_for_bit(tmp_path, method):
 
 def test_a_resumed_run_does_not_warn_of_what_happened_in_an_earlier_session(tmp_path, capsys):
     environment = {"env": "Scripted/Faulty-v0", "import_modules": ("scripted_ids",)}
-    fault = {"env_arg": {"fault": "nan", "at_step": 150}}  # of each of 6 environments
+    fault = {"env_arg": {"fault": "raise", "at_step": 150}}  # of each of 6 environments
     outcome = train(tmp_path, steps=1000, **environment, **fault)
     assert capsys.readouterr().err.count("warning: an environment failed") == 1
     again = {"resume": str(outcome.run), "steps": 1100, "quiet": True}

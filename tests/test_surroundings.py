@@ -4,14 +4,19 @@ import csv
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from async_dqn import AsyncDQN
 from async_dqn.config.presets import resolve
 from async_dqn.runs import checkpoint
 from async_dqn.training import training
@@ -56,6 +61,71 @@ def test_an_unruly_environment_leaves_no_trace_outside_its_process(tmp_path, mod
     assert int(own[0]) == trainer.pid and len(others) >= 8
     os.kill(int(own[1]), signal.SIGKILL)  # a program of the trainer's own process is not its child
     assert not [pid for _, pid in others if is_alive(int(pid))]
+
+
+def traced(folder: Path, mode: str, *arguments: str) -> list[str]:
+    """The command of a short run of an environment that leaves traces in `folder`."""
+    folder.mkdir()
+    env = ("--import", "scripted_ids", "--env", "Scripted/Traced-v0", "--env-arg")
+    looks = ("--eval-every", "500", "--eval-episodes", "20", "--quiet", "--steps", "3000")
+    command = [sys.executable, str(ROOT / "launch.py"), "--runs-dir", f"{folder}-runs", "--mode"]
+    return [*command, mode, *env, f"folder={folder}", *SMALL, *looks, *arguments]
+
+
+def run_traced(*arguments) -> int:
+    variables = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
+    return subprocess.run(traced(*arguments), env=variables, check=False).returncode
+
+
+@pytest.mark.parametrize("mode", ["async", "sync", "serial"])
+def test_every_environment_is_closed_at_the_end(tmp_path, mode) -> None:
+    assert run_traced(tmp_path / "traces", mode) == 0
+    traces = [path.name for path in (tmp_path / "traces").iterdir()]
+    assert len(traces) >= (1 if mode == "serial" else 4)
+    assert not [name for name in traces if name.startswith("open-")]
+
+
+def test_every_environment_is_closed_after_a_signal(tmp_path) -> None:
+    command = traced(tmp_path / "traces", "async", "--steps", "100_000_000")
+    variables = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
+    trainer = subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "traces").glob("open-*"))) < 9 and time.monotonic() < deadline:
+        time.sleep(0.05)  # two workers of four, and the evaluator
+    trainer.send_signal(signal.SIGTERM)
+    assert trainer.wait(30) == 143
+    assert not list((tmp_path / "traces").glob("open-*"))
+
+
+def test_no_two_environments_draw_the_same_global_random_numbers(tmp_path) -> None:
+    """What a process inherits from the fork server is the same for all of them."""
+    assert run_traced(tmp_path / "traces", "async") == 0
+    files = list((tmp_path / "traces").glob("drawn-*"))
+    drawn = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    assert len(files) >= 4 and len(drawn) >= 10
+    for numbers in zip(*drawn):
+        assert len(set(numbers)) == len(numbers)
+
+
+def test_serial_runs_of_such_environments_are_repeatable(tmp_path) -> None:
+    drawn = []
+    for name in ("one", "two"):
+        assert run_traced(tmp_path / name, "serial") == 0
+        (path,) = (tmp_path / name).glob("drawn-*")
+        drawn.append(path.read_text().splitlines()[1:])  # the first one is the probe's
+    assert drawn[0] == drawn[1] and len(drawn[0]) > 5
+
+
+def test_the_callers_generators_and_threads_stay_as_they_are(tmp_path) -> None:
+    settings = {"mode": "serial", "workers": 1, "hidden": (8,), "runs_dir": str(tmp_path / "runs")}
+    torch.set_num_threads(2)
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    expected = random.random(), np.random.random(), torch.rand(()).item()
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    agent = AsyncDQN("CartPole-v1", **settings).learn(500)
+    agent.evaluate(3)
+    assert (random.random(), np.random.random(), torch.rand(()).item()) == expected
+    assert torch.get_num_threads() == 2
 
 
 def test_a_signal_reaches_a_run_whose_environments_took_it(tmp_path, monkeypatch) -> None:
@@ -116,4 +186,4 @@ def test_only_stamps_of_files_come_from_the_wall_clock() -> None:
     using = [
         path.stem for path in (ROOT / "async_dqn").rglob("*.py") if "time.time(" in path.read_text()
     ]
-    assert using == ["metrics"]
+    assert using == ["writers"]

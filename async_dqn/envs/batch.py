@@ -128,8 +128,9 @@ class EnvBatch:
         return step.dummy if self.next_step else step.ended | step.dummy
 
     def close(self) -> None:
-        """Free the environments; safe to call twice."""
-        self.vector.close()
+        """Free the environments; safe to call twice, and whatever they raise."""
+        with contextlib.suppress(Exception):
+            self.vector.close()
 
     def _begin(self) -> tuple[np.ndarray, Failures]:
         """Reset all with the seeds they have now; the observations [B, ...], and who failed."""

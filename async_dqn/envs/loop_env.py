@@ -112,4 +112,5 @@ class LoopVectorEnv(VectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments."""
         for env in self.envs:
-            env.close()
+            with contextlib.suppress(Exception):  # the others are closed all the same
+                env.close()

@@ -42,6 +42,13 @@ class SerialTrainer:
 
     def run(self) -> int:
         """Train until the budget, the threshold or a signal ends it."""
+        try:
+            return self._train()
+        finally:
+            for owner in (*self.learners, self.evaluator):
+                owner.close()
+
+    def _train(self) -> int:
         torch.set_num_threads(1)  # another number rounds sums differently
         keep_freed_memory()
         quiet = np.errstate(over="ignore", invalid="ignore")  # gradients are checked

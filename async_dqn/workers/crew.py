@@ -4,6 +4,7 @@ Numbers are handed out in their order, to this process and to players in others;
 kept by number, so that it does not matter who plays what, nor who finishes first.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -144,7 +145,14 @@ def run_player(start: ChildStart) -> None:
     """Entry point of a player process."""
     enter_child(start.title, start.lifeline, start.log)
     pipe = RecordPipe(start.pipe)
-    report_failure(lambda: PlayerLoop(start).run(), pipe)
+    start.task.seed_globals(start.index, start.incarnation)
+
+    def work() -> None:
+        loop = PlayerLoop(start)
+        with contextlib.closing(loop.player):
+            loop.run()
+
+    report_failure(work, pipe)
 
 
 class PlayerLoop:

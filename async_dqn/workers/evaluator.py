@@ -5,6 +5,7 @@ evaluation. Ten screening episodes, or half of `--eval-episodes` if that is less
 threshold or beat the best score so far, the full number on other seeds decides (`sequential`).
 """
 
+import contextlib
 import math
 import os
 import time
@@ -74,6 +75,10 @@ class Evaluator:
         self.crew = Crew(Player(task, self.network), seats)
         self.best = -math.inf if best is None else best
         self._slots = store.slots[task.config.parallel.workers : -1]  # of all who evaluate
+
+    def close(self) -> None:
+        """Free the environments."""
+        self.crew.player.close()
 
     def evaluate(self, final: bool = False) -> Generator[int, None, Evaluation | None]:
         """Snapshot theta and score it, one vector step per `next`.
@@ -200,7 +205,14 @@ def run_evaluator(start: ChildStart, best: float | None) -> None:
     """Entry point of the evaluator process; `best` is the best confirmed score so far."""
     enter_child(start.title, start.lifeline, start.log)
     pipe = RecordPipe(start.pipe)
-    report_failure(lambda: EvaluatorLoop(start, pipe, best).run(), pipe)
+    start.task.seed_globals(start.index, start.incarnation)
+
+    def work() -> None:
+        loop = EvaluatorLoop(start, pipe, best)
+        with contextlib.closing(loop.evaluator):
+            loop.run()
+
+    report_failure(work, pipe)
 
 
 class EvaluatorLoop:

@@ -73,6 +73,7 @@ class Learner:
     def reset(self, *stream: int) -> None:
         """Start new episodes; every random number now follows from the seed and `stream`."""
         task, count = self.task, self.envs.num_envs
+        task.seed_globals(TRAINING, *stream)
         self.generator = task.generator(REPLAY, *stream)
         self._noise = torch.Generator().manual_seed(task.seeds(1, NOISE, *stream)[0])
         self._pull()
@@ -83,6 +84,10 @@ class Learner:
         )
         if self.shard is not None:
             self.shard.cut()
+
+    def close(self) -> None:
+        """Free the environments."""
+        self.envs.close()
 
     def epsilon(self, step: int) -> np.ndarray:
         """Epsilon [B] at a global step."""

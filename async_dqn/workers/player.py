@@ -51,6 +51,11 @@ class Player:
         self.rows = min(most, self.confirming)
         self._batches: dict[int, EnvBatch] = {}
 
+    def close(self) -> None:
+        """Free the environments."""
+        for batch in self._batches.values():
+            batch.close()
+
     def prepare(self) -> None:
         """Build the environments now rather than with the first episodes."""
         self._batch(self.rows)

@@ -1,10 +1,14 @@
 """`Task`: all that a process needs to build its part of a run; plain picklable data."""
 
+import contextlib
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from async_dqn.algorithms.exploration import Schedule, schedule
 from async_dqn.config.config import Config
@@ -22,7 +26,7 @@ from async_dqn.processes.child_side import Lifeline
 from async_dqn.replay.shard import ReplayShard, replay_bytes, segment_length
 
 # First words of the seed key: disjoint branches of the run's seed.
-TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY = range(5)
+TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY, GLOBAL = range(6)
 
 
 @dataclass(frozen=True)
@@ -155,11 +159,34 @@ class Task:
         sequence = np.random.SeedSequence(self.config.run.seed, spawn_key=key)
         return sequence.generate_state(count).tolist()
 
+    def seed_globals(self, *key: int) -> None:
+        """Seed the global generators of Python, NumPy and torch, which environments may draw from.
+
+        Children of one fork server would all begin with the same numbers.
+        """
+        python, numpy, own = self.seeds(3, GLOBAL, *key)
+        random.seed(python)
+        np.random.seed(numpy)
+        torch.manual_seed(own)
+
     def generator(self, *key: int) -> np.random.Generator:
         """A random generator of the branch `key`, independent of the seeds drawn from it."""
         return np.random.default_rng(
             np.random.SeedSequence(self.config.run.seed, spawn_key=(*key, 1))
         )
+
+
+@contextlib.contextmanager
+def as_found() -> Iterator[None]:
+    """Leave the caller's global random generators and torch's threads as they were."""
+    threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state())
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A worker process: an actor-learner on its own lease of the step budget."""
 
+import contextlib
 import gc
 import os
 import time
@@ -29,9 +30,10 @@ def _train(start: ChildStart, pipe: RecordPipe, learner_kind: type[Learner]) -> 
     torch.set_num_threads(1)
     os.nice(NICENESS)
     store = start.task.store(start.block, start.index)
-    slot, limits = store.slot, start.block["limits"]
+    slot = store.slot
     cpu_before = int(slot[CPU_NS])
     slot[PID], slot[INCARNATION], slot[PHASE] = os.getpid(), start.incarnation, STARTING
+    start.task.seed_globals(start.index, start.incarnation)
     if start.task.config.parallel.model_parallel:
         # A name that no other run has used: a trainer is known by its pid and the time it started.
         meeting = start.log.parent / f"meeting-{start.lifeline.pid}-{start.lifeline.started}"
@@ -44,6 +46,13 @@ def _train(start: ChildStart, pipe: RecordPipe, learner_kind: type[Learner]) -> 
         learner = FirstLearner(start.task, store, meeting)
     else:
         learner = learner_kind(start.task, store, start.index)
+    with contextlib.closing(learner):
+        _learn(start, pipe, learner, cpu_before)
+
+
+def _learn(start: ChildStart, pipe: RecordPipe, learner: Learner, cpu_before: int) -> None:
+    """Rollout after rollout, while there is budget and the trainer has not ended it."""
+    store, slot, limits = learner.store, learner.slot, start.block["limits"]
     learner.reset(start.index, start.incarnation)
     gc.freeze()  # what is there by now stays: no collection need look at it again
     reported, fault = time.monotonic(), learner.envs.fault
