@@ -213,6 +213,8 @@ class AsyncDQN:
         write = row_writer(self._space, batch)
         for index, row in enumerate(rows):
             write(index, row)
+        if not np.isfinite(batch).all():
+            raise UserError("observation holds a number that is not finite")
         return batch, single
 
 

@@ -48,6 +48,8 @@ def test_predict_is_greedy_for_one_observation_and_for_a_batch(agent):
     assert explored == {0, 1}
     with pytest.raises(UserError, match="expected"):
         agent.predict(np.zeros(7))
+    with pytest.raises(UserError, match="not finite"):
+        agent.predict(np.array([0, np.nan, 0, 0]))
 
 
 def test_an_agent_is_loaded_into_the_environment_that_is_named(agent, tmp_path):

@@ -24,7 +24,7 @@ SAVER = """
 import sys, threading
 from pathlib import Path
 import numpy as np
-from async_dqn import checkpoint
+from async_dqn.runs import checkpoint
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
 checkpoint.clean(folder)
 def loop(step):
@@ -80,8 +80,13 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
     assert loaded.tensors["model"]["w"].flags.writeable
     assert loaded.state["counts"] == [3, 2**60] and loaded.state["best_mean"] == 0.5
     assert json.loads((path / "state.json").read_text())["format"] == 1
-    assert {p.stat().st_mode & 0o777 for p in path.iterdir()} == {0o600}
-    assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_who_may_read_a_checkpoint_follows_from_the_umask(tmp_path, umask):
+    umask(0o027)
+    path = checkpoint.save(tmp_path, 7, tensors(), {})
+    assert {p.stat().st_mode & 0o777 for p in path.iterdir()} == {0o640}
+    assert path.stat().st_mode & 0o777 == 0o750
 
 
 @pytest.mark.parametrize(
@@ -396,7 +401,7 @@ def test_loading_needs_no_torch_and_runs_no_code(tmp_path):
     path = save(tmp_path, 1)
     code = f"""
 import sys
-from async_dqn import checkpoint
+from async_dqn.runs import checkpoint
 checkpoint.load({str(path)!r})
 seen = []
 sys.addaudithook(lambda event, args: seen.append((event, args[0] if args else None)))

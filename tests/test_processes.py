@@ -21,6 +21,7 @@ from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.layout import ACKNOWLEDGED, HEARTBEAT_NS, STEPS, padded_size, sections
 from async_dqn.parameters.optimizers import SharedAdam
 from async_dqn.parameters.store import ParameterStore
+from async_dqn.processes.signals import SAME_S
 from async_dqn.processes.spawn import MAX_FAILURES
 from async_dqn.runs import checkpoint
 from async_dqn.training.supervisor import Supervisor
@@ -212,12 +213,25 @@ def test_a_signal_ends_with_a_checkpoint_and_no_child_left(start, mode, number, 
     assert error == f"error: stopped by {number.name}; {saved}"
 
 
+def test_a_signal_that_comes_twice_within_a_moment_is_one(start):
+    """As from `timeout` and from service managers: to the process, then to its group."""
+    trainer = start(*SMALL, "--steps", "100_000_000")
+    trainer.wait_until_learning()
+    for _ in range(3):
+        os.kill(trainer.process.pid, signal.SIGTERM)
+        time.sleep(0.01)
+    code, _, err = trainer.finish()
+    assert code == 143 and "checkpoint saved at step" in err
+    assert trainer.result()["status"] == "stopped"
+
+
 def test_a_second_signal_quits_at_once(start):
     trainer = start(*SMALL, "--steps", "100_000_000", "--checkpoint-every", "1000")
     trainer.wait_for(lambda: any(e["event"] == "checkpoint" for e in trainer.events()))
     os.kill(trainer.pids("worker")[0], signal.SIGSTOP)  # it is waited for, a while
     os.kill(trainer.process.pid, signal.SIGINT)
     assert trainer.process.stderr.readline() == "note: stopping, saving (again to quit now)\n"
+    time.sleep(SAME_S)
     begun = time.monotonic()
     os.kill(trainer.process.pid, signal.SIGINT)
     code, _, err = trainer.finish(seconds=20)
@@ -393,7 +407,7 @@ def test_a_signal_to_the_whole_group_is_the_trainers_alone(start, number):
 def test_memory_that_a_pass_frees_serves_the_next_one():
     program = """
 import resource, torch
-from async_dqn.child import keep_freed_memory
+from async_dqn.processes.child_side import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(50):

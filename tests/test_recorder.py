@@ -120,7 +120,8 @@ def test_missing_and_non_finite_values_stay_empty(run):
     assert "train/loss" not in accumulator(run).Tags()["scalars"]
 
 
-def test_config_json_holds_settings_and_versions_but_no_environment(run, monkeypatch):
+def test_config_json_holds_settings_and_versions_but_no_environment(run, monkeypatch, umask):
+    umask(0o022)
     monkeypatch.setenv("MY_SECRET_TOKEN", "hunter2-hunter2")
     (run.path / "config.json.tmp-1-1").write_text("left by a kill")
     record(run, [1])
@@ -133,7 +134,8 @@ def test_config_json_holds_settings_and_versions_but_no_environment(run, monkeyp
     assert config["git_revision"] == git_revision()
     assert "hunter2" not in text and "NaN" not in text
     for path in run.path.iterdir():
-        assert path.is_dir() or path.stat().st_mode & 0o777 == 0o600, path
+        if path.is_file() and path.name != ".lock":
+            assert path.stat().st_mode & 0o777 == 0o644, path
     assert not list(run.path.glob("*.tmp-*"))
 
 
@@ -185,7 +187,7 @@ def test_wall_clock_counts_start_up_and_former_sessions(run):
     assert log.wall_s == pytest.approx(100.0 + log.session_s, abs=0.1)
     log.close()
     code = (
-        "import time; time.sleep(0.4); from async_dqn.recorder import PROCESS_START as start;"
+        "import time; time.sleep(0.4); from async_dqn.runs.recorder import PROCESS_START as start;"
         "assert 0.4 <= time.monotonic() - start < 30"
     )
     if Path("/proc/self/stat").exists():
@@ -290,7 +292,7 @@ def test_recorder_prints_at_evaluations_unless_quiet(run, capsys):
 
 TERMINAL = """
 import sys
-from async_dqn.progress import Bar, Status, display
+from async_dqn.runs.progress import Bar, Status, display
 bar = display(True)
 assert isinstance(bar, Bar)
 for step in range(0, 101, 10):
@@ -332,8 +334,8 @@ def test_bar_on_a_terminal_is_redrawn_in_place_and_put_away():
 
 def test_bar_is_not_imported_without_a_terminal():
     code = (
-        "import sys; from async_dqn.progress import display; display(True).close();"
-        "import async_dqn.recorder; assert 'rich' not in sys.modules;"
+        "import sys; from async_dqn.runs.progress import display; display(True).close();"
+        "import async_dqn.runs.recorder; assert 'rich' not in sys.modules;"
         "assert not {'torch', 'tensorboard'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
@@ -342,7 +344,7 @@ def test_bar_is_not_imported_without_a_terminal():
 
 def test_a_reader_that_leaves_does_not_stop_the_run():
     code = (
-        "import time; from async_dqn.progress import PlainLines, Status\n"
+        "import time; from async_dqn.runs.progress import PlainLines, Status\n"
         "lines = PlainLines()\n"
         "for k in range(2000): lines.show(Status(), now=True)\n"
     )

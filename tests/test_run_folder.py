@@ -13,7 +13,7 @@ from async_dqn.runs.folder import LOG_BYTES, RunFolder, cap_logs, check_new_run,
 
 HOLDER = """
 import sys, time
-from async_dqn.run_folder import RunFolder
+from async_dqn.runs.folder import RunFolder
 run = RunFolder.create(sys.argv[1], "CartPole-v1", "x", "n-step-q", 0)
 print("held", flush=True)
 time.sleep(60)
@@ -41,11 +41,13 @@ def refused(call, folder: Path) -> str:
     return str(caught.value)
 
 
-def test_folder_is_private_and_named_after_the_environment(tmp_path):
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_folder_follows_the_umask_and_is_named_after_the_environment(tmp_path, umask, mask):
+    umask(mask)
     with RunFolder.create(tmp_path / "runs", "ALE/Pong-v5", "x", "n-step-q", 0) as run:
         assert run.path == tmp_path / "runs/ALE-Pong-v5/x"
         for folder in (run.path, run.checkpoints, run.logs, run.path.parent):
-            assert folder.stat().st_mode & 0o777 == 0o700
+            assert folder.stat().st_mode & 0o777 == 0o777 & ~mask
         assert (run.path / ".lock").stat().st_mode & 0o777 == 0o600
 
 

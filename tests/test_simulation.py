@@ -155,6 +155,11 @@ def test_the_target_network_is_late_by_its_delay(simulate):
     assert result(simulate(2, 500, {"target_delay_s": 100.0}))["wall_s"] < 40
 
 
+def test_without_a_target_network_nothing_is_said_of_its_age(simulate):
+    rows = table(simulate(2, 900, target_sync_steps=None, algorithm="q-lambda"))
+    assert rows and {row["async/target_lag_steps"] for row in rows} == {""}
+
+
 @pytest.mark.parametrize("workers", [1, 4, 9])
 def test_every_other_worker_pushes_once_between_a_pull_and_its_push(simulate, workers):
     rows = table(simulate(workers, 300 * workers))

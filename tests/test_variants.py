@@ -132,6 +132,13 @@ def test_projection_by_hand() -> None:
     torch.testing.assert_close(project(returns, probabilities, 0.0, 2.0), expected)
 
 
+@pytest.mark.parametrize("v_max", [45.0, 1.1, 7.7, 1e6])
+def test_rounding_leaves_no_negative_share(v_max: float) -> None:
+    """(45 - 0) * (50 / 45) is 50.0000038 in float32."""
+    projected = project(torch.full((1, 51), v_max), torch.full((1, 51), 1 / 51), 0.0, v_max)
+    assert (projected >= 0).all() and torch.xlogy(projected, projected).isfinite().all()
+
+
 def test_projection_keeps_mass_and_within_the_range_the_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     returns = 8 * torch.rand(200, 21, generator=generator) - 4

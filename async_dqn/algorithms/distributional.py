@@ -117,6 +117,7 @@ def project(
     """
     atoms = returns.shape[1]
     position = (returns.clamp(v_min, v_max) - v_min) * ((atoms - 1) / (v_max - v_min))
+    position = position.clamp(max=atoms - 1)  # which rounding may have passed
     lower = position.floor().clamp(max=atoms - 2)
     upper_share = position - lower
     lower = lower.long()

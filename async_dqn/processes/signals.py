@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -11,6 +12,7 @@ from typing import Any
 from async_dqn.config.config import UserError
 
 STOPPING = "note: stopping, saving (again to quit now)"
+SAME_S = 1.0  # seconds
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -71,8 +73,10 @@ def tell(line: str) -> None:
 
 
 class StopSignals:
-    """While entered, the first ending signal sets `received`; the second calls `force`.
+    """While entered, the first ending signal sets `received`; a second one calls `force`.
 
+    What comes within SAME_S of the first is the same: `timeout` and service managers signal the
+    process and then its whole group.
     `note` is said at the first. Ctrl-Z passes SIGSTOP to `pass_on`, and SIGCONT when this process
     goes on. `fd` becomes readable at a signal, for use in a wait. Main thread only (UserError
     elsewhere).
@@ -119,10 +123,13 @@ class StopSignals:
         return None if self.received is None else f"stopped by {self.received.name}"
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.received is not None:
+            if now - self._first < SAME_S:
+                return
             self._force()
             os._exit(self.exit_code)
-        self.received = signal.Signals(number)
+        self.received, self._first = signal.Signals(number), now
         if self._note:
             tell(self._note)
 

@@ -84,7 +84,7 @@ def _write(path: Path, encoded: Mapping[str, bytes]) -> None:
     """The commit: temporary folder, fsync of each file and of the folder, rename, fsync."""
     unfinished = temporary(path)
     try:
-        unfinished.mkdir(0o700)
+        unfinished.mkdir()
         for name, data in encoded.items():
             write_new(unfinished / name, data)
         sync_folder(unfinished)

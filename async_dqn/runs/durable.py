@@ -15,7 +15,7 @@ NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a fifo must not wait for its w
 
 def write_new(path: Path, data: bytes) -> None:
     """Create `path` with `data` and fsync it; FileExistsError when anything is there."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
@@ -56,7 +56,7 @@ class Lines:
     def __init__(self, path: Path, text: bool = True) -> None:
         """Open or create `path`; with `text`, drop a last line that lacks its newline."""
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_FOLLOW
-        self._descriptor = os.open(path, flags, 0o600)
+        self._descriptor = os.open(path, flags, 0o666)
         if text:
             self._drop_torn_line()
 

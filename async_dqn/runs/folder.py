@@ -190,7 +190,7 @@ def _make_folders(folders: list[Path]) -> list[Path]:
     try:
         for folder in folders:
             with contextlib.suppress(FileExistsError):
-                folder.mkdir(0o700)
+                folder.mkdir()
                 made.append(folder)
     except (OSError, ValueError) as error:
         _remove_folders(made)

@@ -87,11 +87,12 @@ class Reporter:
             "time/updates_per_second": updates_per_second,
             "train/learning_rate": self.task.learning_rate(steps)
             * self.store.learning_rate_multiplier,
-            "async/target_lag_steps": steps - self.store.target.step,
             "async/skipped_updates": self.store.total(SKIPPED),
             "async/env_errors": self.store.total(ENV_ERRORS),
             **statistics.means(),
         }
+        if self.task.config.optimizer.target_sync_steps is not None:
+            tags["async/target_lag_steps"] = steps - self.store.target.step
         if self._episodes:
             scores, lengths = np.mean(self._episodes, axis=0).tolist()
             tags |= {"rollout/ep_rew_mean": scores, "rollout/ep_len_mean": lengths}
