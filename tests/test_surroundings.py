@@ -90,10 +90,13 @@ def test_every_environment_is_closed_after_a_signal(tmp_path) -> None:
     variables = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
     trainer = subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while len(list((tmp_path / "traces").glob("open-*"))) < 9 and time.monotonic() < deadline:
-        time.sleep(0.05)  # two workers of four, and the evaluator
-    trainer.send_signal(signal.SIGTERM)
-    assert trainer.wait(30) == 143
+    try:
+        while len(list((tmp_path / "traces").glob("open-*"))) < 9 and time.monotonic() < deadline:
+            time.sleep(0.05)  # two workers of four, and the evaluator
+        trainer.send_signal(signal.SIGTERM)
+        assert trainer.wait(30) == 143
+    finally:
+        trainer.kill()
     assert not list((tmp_path / "traces").glob("open-*"))
 
 
