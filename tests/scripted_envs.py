@@ -247,7 +247,8 @@ class FaultyEnv(ChainEnv):
     "loop", "exit" (os._exit), "sys-exit", "segfault", "kill", "abort" and "bus" (signals to the own
     process), "nan" (observation), "bad-reward" (None), "wrong-shape". `every` repeats it at each
     multiple of at_step. Lengths, not ends, matter to faults: episodes of the chain go on. With
-    `worker`, only the process of that worker has the fault.
+    `worker`, only the process of that worker has the fault. "build" is for processes whose title
+    begins with `title`: the environment cannot be made there.
     """
 
     def __init__(
@@ -258,10 +259,13 @@ class FaultyEnv(ChainEnv):
         seconds: float = 3600.0,
         n: int = 5,
         worker: int | None = None,
+        title: str = "",
     ) -> None:
         super().__init__(n)
-        title = Path("/proc/self/cmdline").read_text()
-        self._spared = worker is not None and f"async-dqn worker {worker} " not in title
+        own_title = Path("/proc/self/cmdline").read_text()
+        if fault == "build" and own_title.startswith(title):
+            raise RuntimeError("scripted failure")
+        self._spared = worker is not None and f"async-dqn worker {worker} " not in own_title
         self.fault, self.at_step, self.every, self.seconds = fault, at_step, every, seconds
         self._steps = 0
 

@@ -92,6 +92,7 @@ class Child:
     process: Any = None
     pipe: Connection | None = None
     cause: str = ""  # what it said before it died
+    raised: str = ""  # what it said when it last died of an exception
     failures: int = 0
     steps_at_start: int = 0
     started_at: float = 0.0  # monotonic seconds
@@ -154,13 +155,16 @@ class Child:
         self.cause = self.cause or how + unasked * ", probably out of memory"
         return f"{self.cause} ({how})"
 
-    def failed(self, progress: int, most: int = MAX_FAILURES) -> None:
+    def failed(self, progress: int, raised: str, most: int = MAX_FAILURES) -> None:
         """Count a failure: start again at once, then after 0.1 to 10 s; after `most` never.
 
-        `progress` is how many steps the incarnation took.
+        `progress` is how many steps the incarnation took, `raised` the exception it died of. Where
+        one dies twice of the same before its first step, a third would too.
         """
         self.failures = 1 if progress >= PROGRESS_STEPS else self.failures + 1
-        self.retired = self.failures > most
+        hopeless = bool(raised) and raised == self.raised and not progress
+        self.raised = raised
+        self.retired = self.failures > most or hopeless
         pause = 0.0 if self.failures == 1 else min(LONGEST_PAUSE_S, 0.025 * 2**self.failures)
         self.revive_at = None if self.retired else time.monotonic() + pause
 

@@ -155,9 +155,11 @@ class Supervisor:
                 f"{child.name} could not start (exit {code}); start the trainer under "
                 'if __name__ == "__main__": (see the README)'
             )
+        raised = child.cause if code == 1 else ""
         self._event("death", child, pid=pid, cause=child.settle(code, phase))
         progress = self._progress(child) - child.steps_at_start
-        child.failed(progress, self.max_failures if child.role == "worker" else MAX_FAILURES)
+        most = self.max_failures if child.role == "worker" else MAX_FAILURES
+        child.failed(progress, raised, most)
         if child.retired:
             if child.role == "worker":  # its lease goes back: the steps it will never take
                 self.run_.retired += 1
@@ -198,10 +200,19 @@ class Supervisor:
         if has_diverged(self.store):
             self._recover()
         self._grant()
+        self._keep_target()
         if not self._start_due() and self.board_due and self.run_.startup_s is not None:
             self.board_due = False
             self.run_.recorder.open_board()  # takes a quarter of a second; now all are at work
         self.run_.turn()
+
+    def _keep_target(self) -> None:
+        """Publish the target network in the place of an evaluator that was given up."""
+        every = self.run_.task.config.optimizer.target_sync_steps
+        if self.evaluator.retired and every and not self.together:
+            step = self.store.steps
+            if step // every > self.store.target.step // every:
+                self.store.sync_target(step)
 
     def _tick(self) -> float:
         """None while one is to start, short while the speed is unknown, and near the end."""
