@@ -175,6 +175,7 @@ def test_seeds_must_match_the_number_of_environments() -> None:
         numbered("Scripted/Numbered-v0").reset([1, 2])
 
 
+PLACE = spaces.Box(-1, 1, (3,), np.float32)
 ACTIONS = spaces.Discrete(2)
 NESTED = spaces.Dict(
     inner=spaces.Tuple([spaces.Discrete(3, start=1), spaces.MultiDiscrete([2, 2])]),
@@ -379,6 +380,31 @@ def test_other_types_of_the_same_numbers_are_taken() -> None:
     batch = make_vector(EnvSpec(ScriptedObservations, kwargs), 1, training=True)
     assert batch.reset([0]).tolist() == [[1, 2, 255]]
     assert batch.step(np.zeros(1, np.int64)).obs.tolist() == [[3, 4, 5]]
+
+
+class ArraysOnly(SpacesEnv):
+    """Takes what `action_space.sample()` gives, and rewards in the shape it is told."""
+
+    def __init__(self, reward) -> None:
+        super().__init__(PLACE, ACTIONS)
+        self.reward = reward
+
+    def step(self, action):
+        assert action.item() == 0 and isinstance(action, np.int64)
+        return PLACE.sample(), self.reward, False, False, {}
+
+
+@pytest.mark.parametrize("reward", [1, 1.0, [1.0], (1,), np.float32(1), np.ones(1), np.ones(())])
+def test_actions_are_as_the_space_samples_them_and_rewards_of_one_number_are_taken(reward) -> None:
+    batch = make_vector(EnvSpec(ArraysOnly, {"reward": reward}), 1, training=True)
+    batch.reset([0])
+    step = batch.step(np.zeros(1, np.int64))
+    assert not step.faulty.any() and step.scores.tolist() == [1.0]
+
+
+def test_two_rewards_are_named() -> None:
+    with pytest.raises(UserError, match=r"reward \[1.0, 2.0\] is not one number"):
+        probe(EnvSpec(ArraysOnly, {"reward": [1.0, 2.0]}))
 
 
 class TestFactories:

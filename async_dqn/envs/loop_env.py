@@ -77,10 +77,11 @@ class LoopVectorEnv(VectorEnv):
         terminations, truncations = np.zeros((2, self.num_envs), np.bool_)
         elapsed, limit, write = self._elapsed, self._limit, self._write
         failed: dict[int, Exception] = {}
-        chosen = (actions + self._first_action).tolist() if self._first_action else actions.tolist()
+        chosen = actions + self._first_action  # np.int64 each, as `action_space.sample()` gives
         for row, env in self._playing.items():
             try:
-                observation, rewards[row], terminated, truncated, _ = env.step(chosen[row])
+                observation, reward, terminated, truncated, _ = env.step(chosen[row])
+                rewards[row] = reward if isinstance(reward, float) else _number(reward)
                 elapsed[row] += 1
                 if terminated or truncated or elapsed[row] >= limit:
                     self._keep_final(row, observation, terminated)
@@ -114,3 +115,11 @@ class LoopVectorEnv(VectorEnv):
         for env in self.envs:
             with contextlib.suppress(Exception):  # the others are closed all the same
                 env.close()
+
+
+def _number(reward: Any) -> float:
+    """A reward that may come in an array or a list of one."""
+    given = np.asarray(reward, np.float64)
+    if given.size != 1:
+        raise ValueError(f"reward {reward!r} is not one number")
+    return given.item()

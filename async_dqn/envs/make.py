@@ -217,7 +217,7 @@ def _check_interface(env: gymnasium.Env) -> None:
         raise UserError("env returns no (observation, info) from reset; port it to Gymnasium")
     _check_dtypes(env, first[0])
     assert isinstance(env.action_space, spaces.Discrete)
-    values = env.step(int(env.action_space.start))
+    values = env.step(env.action_space.dtype.type(env.action_space.start))
     if len(values) != 5:
         raise UserError(f"env returns {len(values)} values from step; a Gymnasium env returns 5")
     _check_dtypes(env, values[0])
