@@ -378,12 +378,24 @@ class OldGymEnv(ChainEnv):
         return observation, reward, terminated, info
 
 
-class SlowToBuildEnv(ChainEnv):
-    """Its constructor sleeps."""
+class SlowEnv(ChainEnv):
+    """Its constructor sleeps, its resets and its steps; episodes last 10 steps."""
 
-    def __init__(self, seconds: float = 3600.0) -> None:
-        time.sleep(seconds)
+    def __init__(self, build: float = 0.0, reset: float = 0.0, step: float = 0.0) -> None:
+        time.sleep(build)
         super().__init__()
+        self._reset_s, self._step_s = reset, step
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        time.sleep(self._reset_s)
+        self._steps = 0
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        time.sleep(self._step_s)
+        self._steps += 1
+        observation, reward, over, _, info = super().step(action)
+        return observation, reward, over, self._steps == 10, info
 
 
 class ChangingEnv(ChainEnv):
@@ -441,7 +453,7 @@ IDS: dict[str, dict[str, Any]] = {
     "Scripted/Faulty-v0": {"entry_point": "scripted_envs:FaultyEnv", "max_episode_steps": 50},
     "Scripted/Dying-v0": {"entry_point": "scripted_envs:DyingEnv", "max_episode_steps": 50},
     "Scripted/HugeReward-v0": {"entry_point": "scripted_envs:HugeRewardEnv"},
-    "Scripted/SlowToBuild-v0": {"entry_point": "scripted_envs:SlowToBuildEnv"},
+    "Scripted/Slow-v0": {"entry_point": "scripted_envs:SlowEnv"},
     "Scripted/Changing-v0": {"entry_point": "scripted_envs:ChangingEnv"},
     "Scripted/OldGym-v0": {"entry_point": "scripted_envs:OldGymEnv"},
     "Scripted/Unruly-v0": {"entry_point": "scripted_envs:UnrulyEnv", "max_episode_steps": 50},

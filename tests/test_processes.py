@@ -96,6 +96,17 @@ def test_who_shows_no_sign_of_life_is_replaced(start, role):
     assert death["role"] == role and "no sign of life" in death["cause"]
 
 
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_whose_environments_are_slow_together_is_not_taken_for_hung(start, mode):
+    """Each takes half the time that is waited for a sign of life; a worker has four of them."""
+    slow = "--import scripted_ids --env Scripted/Slow-v0 --env-arg reset=0.5 --env-arg step=0.02"
+    looks = "--eval-episodes 8 --eval-every 60 --steps 120 --hang-timeout 1"
+    trainer = start(*SMALL[:4], *slow.split(), *looks.split(), "--mode", mode)
+    code, _, err = trainer.finish()
+    assert code == 0 and "warning" not in err, err
+    assert (trainer.result()["steps"], trainer.result()["restarts"]) == (120, 0)
+
+
 def test_a_worker_killed_while_starting_is_replaced_too(start):
     trainer = start(*SMALL, "--steps", "30000")
     pid = trainer.wait_for(lambda: trainer.pids("worker"))[0]

@@ -111,7 +111,8 @@ def test_an_environment_that_is_never_made_is_refused_with_nothing_written(
     tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(training, "PROBE_S", 0.5)
-    settings = {"env": "Scripted/SlowToBuild-v0", "import_modules": ("scripted_ids",)}
+    settings = {"env": "Scripted/Slow-v0", "import_modules": ("scripted_ids",)}
+    settings["env_arg"] = {"build": 3600.0}
     config, explicit = resolve({**settings, "mode": "serial", "runs_dir": str(tmp_path)})
     with pytest.raises(UserError, match="took more than 0.5 s"):
         training.train(config, explicit)

@@ -1,7 +1,8 @@
 """Single environments stepped in a loop, as one gymnasium vector environment."""
 
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import gymnasium
@@ -12,18 +13,27 @@ from gymnasium.vector.utils import batch_space
 
 from async_dqn.envs.spaces import ObservationLayout, row_writer
 
+SLOW_S = 0.5  # a step of all that takes longer
+
 
 class LoopVectorEnv(VectorEnv):
     """Single environments with SAME_STEP autoreset, in the form of `async_dqn.envs.spaces`.
 
     Against SyncVectorEnv it keeps final observations of environments that reuse one array, cuts
     episodes without a wrapper per environment, and has under half the overhead per step. What one
-    environment raises does not stop the others: infos["failed"] holds the exceptions by row.
+    environment raises does not stop the others: infos["failed"] holds the exceptions by row. Where
+    single environments are slow, `alive` is called after each.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP}
 
-    def __init__(self, envs: Sequence[gymnasium.Env], layout: ObservationLayout, limit: int):
+    def __init__(
+        self,
+        envs: Sequence[gymnasium.Env],
+        layout: ObservationLayout,
+        limit: int,
+        alive: Callable[[], None] = lambda: None,
+    ):
         self.envs = list(envs)
         self.num_envs = len(self.envs)
         space, actions = self.envs[0].observation_space, self.envs[0].action_space
@@ -34,7 +44,8 @@ class LoopVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._first_action = int(actions.start)
-        self._limit = limit
+        self._limit, self._alive = limit, alive
+        self._slow = True  # until a step has shown otherwise
         self._elapsed = [0] * self.num_envs
         self._playing, self._restarts = dict(enumerate(self.envs)), True
         self.observations = np.zeros((self.num_envs, *layout.shape), layout.dtype)
@@ -51,6 +62,7 @@ class LoopVectorEnv(VectorEnv):
                 self._write(row, observation)
             except Exception as error:
                 failed[row] = error
+            self._alive()
         self._elapsed = [0] * self.num_envs
         self._playing = dict(enumerate(self.envs))
         return self.observations, {"failed": failed}
@@ -66,6 +78,7 @@ class LoopVectorEnv(VectorEnv):
                 self.envs[row].close()
         self.envs[row] = self._playing[row] = env
         observation, _ = env.reset(seed=seed)
+        self._alive()
         self._write(row, observation)
         self._elapsed[row] = 0
 
@@ -77,6 +90,7 @@ class LoopVectorEnv(VectorEnv):
         terminations, truncations = np.zeros((2, self.num_envs), np.bool_)
         elapsed, limit, write = self._elapsed, self._limit, self._write
         failed: dict[int, Exception] = {}
+        begun = time.monotonic()
         chosen = actions + self._first_action  # np.int64 each, as `action_space.sample()` gives
         for row, env in self._playing.items():
             try:
@@ -87,6 +101,7 @@ class LoopVectorEnv(VectorEnv):
                     self._keep_final(row, observation, terminated)
                     if self._restarts:
                         observation, _ = env.reset()
+                        self._alive()
                     terminations[row] = terminated
                     truncations[row] = truncated or elapsed[row] >= limit
                     elapsed[row] = 0
@@ -94,6 +109,9 @@ class LoopVectorEnv(VectorEnv):
             except Exception as error:
                 failed[row] = error
                 rewards[row], terminations[row], truncations[row] = 0.0, False, False
+            if self._slow:
+                self._alive()
+        self._slow = time.monotonic() - begun > SLOW_S
         over = terminations | truncations
         if not self._restarts:
             for row in np.flatnonzero(over).tolist():

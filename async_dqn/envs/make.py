@@ -7,6 +7,7 @@ environments for everything else. A fourth, EnvPool, is for training where it is
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -50,16 +51,19 @@ FEW = 2  # up to here a loop takes less time than NumPy does (CartPole: 19 and 4
 ATARI_OURS = ("life_loss_info", "episodic_life", "reward_clipping", "autoreset_mode", "batch_size")
 
 
-def make_vector(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
+def make_vector(
+    spec: EnvSpec, num_envs: int, training: bool, alive: Callable[[], None] = lambda: None
+) -> EnvBatch:
     """Build a batch; `training` matters for Atari (clipped rewards, lost lives terminate).
 
-    Raises UserError when the environment cannot be made or its spaces are not supported.
+    `alive` is called after every single environment that was made, or is slow. Raises UserError
+    when the environment cannot be made or its spaces are not supported.
     """
     if training and spec.backend == "envpool":
         return _make_pool(spec, num_envs)
     if spec.is_atari:
         return _make_atari(spec, num_envs, training)
-    return _make_vectorised(spec, num_envs) or _make_loop(spec, num_envs)
+    return _make_vectorised(spec, num_envs) or _make_loop(spec, num_envs, alive=alive)
 
 
 def probe(spec: EnvSpec) -> EnvInfo:
@@ -91,14 +95,23 @@ def make_env(spec: EnvSpec) -> tuple[gymnasium.Env, int]:
     return numbered(env, spec.action_bins, spec.name), limit
 
 
-def _make_loop(spec: EnvSpec, num_envs: int, batched: bool = False) -> EnvBatch:
+def _make_loop(
+    spec: EnvSpec,
+    num_envs: int,
+    batched: bool = False,
+    alive: Callable[[], None] = lambda: None,
+) -> EnvBatch:
     env, limit = make_env(spec)
     layout = observation_layout(env.observation_space)
     count = num_actions(env.action_space, spec.name)
     info = _describe(layout, count, 1, limit, batched, action_mapping(env))
 
-    envs = [env, *(make_env(spec)[0] for _ in range(num_envs - 1))]
-    return LoopBatch(LoopVectorEnv(envs, layout, limit), info, lambda: make_env(spec)[0])
+    def another() -> gymnasium.Env:
+        alive()
+        return make_env(spec)[0]
+
+    envs = [env, *(another() for _ in range(num_envs - 1))]
+    return LoopBatch(LoopVectorEnv(envs, layout, limit, alive), info, another)
 
 
 def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:

@@ -85,6 +85,10 @@ class ParameterStore:
         """Whether the workers are told to stop."""
         return bool(self.control[WORKERS_STOP])
 
+    def beat(self) -> None:
+        """A sign of life."""
+        self.slot[HEARTBEAT_NS] = time.monotonic_ns()
+
     def idle(self, lr: float) -> None:
         """Wait a moment for more budget; `lr` is for stores whose workers update together."""
         self.slot[PHASE], self.slot[HEARTBEAT_NS] = WAITING, time.monotonic_ns()

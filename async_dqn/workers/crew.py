@@ -167,7 +167,8 @@ class PlayerLoop:
         players = len(start.block["seats"])
         self.seats = OwnSeats(self.store, start.index - (len(self.store.slots) - 1 - players))
         self.network = FlatNetwork(start.task.network(), gradient=False)
-        self.player, self._loaded = Player(start.task, self.network), 0
+        self.player = Player(start.task, self.network, alive=self.store.beat)
+        self._loaded = 0
         self.player.prepare()
         self.slot[STARTUP_NS] += time.process_time_ns()
 

@@ -72,7 +72,7 @@ class Evaluator:
         self.task, self.store = task, store
         self.network = FlatNetwork(task.network(), gradient=False)
         seats = Seats(store) if len(store.block["seats"]) else None
-        self.crew = Crew(Player(task, self.network), seats)
+        self.crew = Crew(Player(task, self.network, alive=store.beat), seats)
         self.best = -math.inf if best is None else best
         self._slots = store.slots[task.config.parallel.workers : -1]  # of all who evaluate
 

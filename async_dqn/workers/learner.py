@@ -1,7 +1,6 @@
 """The actor-learner: pull, collect, loss, gradient, push. The body of every mode's worker."""
 
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,6 @@ from async_dqn.parameters.layout import (
     ENV_STEP,
     EPISODES,
     FAILING,
-    HEARTBEAT_NS,
     LEARNING,
     PHASE,
     SKIPPED,
@@ -50,7 +48,8 @@ class Learner:
         self.algorithm = build_algorithm(config)
         self._passes = config.parallel.epochs * config.parallel.minibatches
         self.exploration = task.exploration.of(index, config.parallel.envs_per_worker)
-        self.envs = make_vector(task.spec, config.parallel.envs_per_worker, training=True)
+        count = config.parallel.envs_per_worker
+        self.envs = make_vector(task.spec, count, training=True, alive=store.beat)
         seen, known = (
             f"{info.num_actions} actions and observations of {info.observation_shape}"
             for info in (self.envs.info, task.info)
@@ -173,6 +172,7 @@ class Learner:
     def _push(self, step: int, learned: Loss | None) -> None:
         """Hand over the gradient, if there is one and it is finite."""
         settings = self.task.config.optimizer
+        self.store.beat()
         if learned is not None:
             norm = torch.linalg.vector_norm(self.network.gradient).item()
             sound = math.isfinite(norm)  # checked before any shared write
@@ -196,7 +196,7 @@ class Learner:
         self.slot[STEPS] += count
         if self.envs.rebuilds:
             self._count_faults()
-        self.slot[HEARTBEAT_NS] = time.monotonic_ns()
+        self.store.beat()
 
     def _count_faults(self) -> None:
         """A fault now and then is counted; environments that do little else end the worker."""

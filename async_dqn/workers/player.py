@@ -4,7 +4,7 @@ The episodes of an evaluation are numbered: first those that screen, then those 
 has its own seed and its own random numbers, whoever plays it and beside whichever others.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -40,8 +40,14 @@ class Player:
     `total` together.
     """
 
-    def __init__(self, task: Task, network: FlatNetwork, confirming: int | None = None):
-        self.task, self.network = task, network
+    def __init__(
+        self,
+        task: Task,
+        network: FlatNetwork,
+        confirming: int | None = None,
+        alive: Callable[[], None] = lambda: None,
+    ):
+        self.task, self.network, self._alive = task, network, alive
         self.confirming = confirming or task.config.evaluation.eval_episodes
         self.screening = min(SCREENING_EPISODES, (self.confirming + 1) // 2)
         self.total = self.screening + self.confirming
@@ -133,7 +139,7 @@ class Player:
 
     def _batch(self, count: int) -> EnvBatch:
         if count not in self._batches:
-            self._batches[count] = make_vector(self.task.spec, count, training=False)
+            self._batches[count] = make_vector(self.task.spec, count, False, self._alive)
         return self._batches[count]
 
     def _q_values(self, obs: np.ndarray, state, rows: np.ndarray):
