@@ -257,8 +257,6 @@ HOSTILE_FILES = {
     "import as text": "[environment]\nimport_modules = 'antigravity'",
     "environment with a module": "[environment]\nenv = 'antigravity:Foo-v0'",
     "environment as code": f'[environment]\nenv = "{RUN_THIS}"',
-    "environment argument as table": "[environment.env_arg]\nx = {_target_ = 'os.system'}",
-    "environment argument as list": "[environment.env_arg]\nx = ['os.system']",
     "preset as path": "preset = '../../etc/passwd'",
     "included file": "include = '/etc/passwd'",
     "host": "[run]\nhost = '0.0.0.0'",

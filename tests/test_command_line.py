@@ -10,7 +10,7 @@ import pytest
 
 from async_dqn import __version__, cli
 from async_dqn.config import options, presets
-from async_dqn.config.config import SETTINGS, usable_cores
+from async_dqn.config.config import SETTINGS, Config, usable_cores
 from runs import DEVICES
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +37,8 @@ BAD_INPUTS = [
     (3, "--steps must be a whole number from 1 (got '0')", "--steps", "0"),
     (3, "--steps must be a whole number from 1 (got '-1')", "--steps", "-1"),
     (3, "--steps must be a whole number from 1 (got 'nan')", "--steps", "nan"),
+    (3, "unknown option --learning-rate; did you mean --lr?", "--learning-rate", "1"),
+    (3, "unknown option --total-timesteps; did you mean --steps?", "--total-timesteps=5"),
     (3, "--steps must be a whole number from 1 (got '1e400')", "--steps", "1e400"),
     (3, "--steps must be a whole number from 1 (got '１')", "--steps", "１"),
     (
@@ -217,6 +219,18 @@ def test_options_become_typed_settings():
         "stop_at_return": -110.0,
         "preset": "cartpole",
     }
+
+
+def test_arguments_of_an_environment_may_be_tables_and_lists():
+    given = ["config={lanes = 4, size = [1, 2.5]}", 'spec={"a": [true, "b"]}', "words={not a table"]
+    parsed = options.parse_train([f"--env-arg={pair}" for pair in given] + ["--steps=1.5e6"])
+    assert parsed["steps"] == 1_500_000
+    assert parsed["env_arg"] == {
+        "config": {"lanes": 4, "size": [1, 2.5]},
+        "spec": {"a": [True, "b"]},
+        "words": "{not a table",
+    }
+    assert Config.from_flat(parsed).environment.env_arg == parsed["env_arg"]
 
 
 def test_lists(capsys):

@@ -77,19 +77,26 @@ def test_with_settings_changes_only_what_is_named():
     ("values", "expected"),
     [
         ({"workers": True}, "--workers must be a whole number from 1 (got True)"),
-        ({"steps": 1e6}, "--steps must be a whole number from 1 (got 1000000)"),
+        ({"steps": 1.5}, "--steps must be a whole number from 1 (got 1.5)"),
         ({"steps": 2**63}, "--steps must be below 2^63 (got 9223372036854775808)"),
         ({"lr": 10**400}, "--lr must be a finite number above 0 (got inf)"),
         ({"hidden": []}, "--hidden must be a list of whole numbers within [1, 65536] (got [])"),
         ({"double": "yes"}, "--double must be true or false (got 'yes')"),
         ({"env": ""}, "--env must be text, not empty and without null characters (got '')"),
-        ({"env_arg": {"x": object}}, "--env-arg x must be text, true, false or a finite number"),
+        ({"env_arg": {"x": object}}, "--env-arg x must be text, true, false, a finite number, or"),
+        ({"env_arg": {"x": {"y": [1, {"z": np.inf}]}}}, "--env-arg x.y[1].z must be text, true"),
         ({"target_sync_steps": np.zeros(2)}, "--target-sync-steps must be a whole number from 1,"),
         ({"run_name": "CON.txt"}, "run name 'CON.txt' is reserved on Windows; choose another"),
     ],
 )
 def test_construction_refuses_wrong_values(values, expected):
     assert message_of(Config.from_flat, values).startswith(expected)
+
+
+def test_whole_floats_are_whole_numbers():
+    config = Config.from_flat({"steps": 1e6, "workers": np.float64(3.0)})
+    assert (config.run.steps, config.parallel.workers) == (10**6, 3)
+    assert type(config.run.steps) is int
 
 
 @pytest.mark.parametrize(

@@ -437,6 +437,7 @@ class TestRefusals:
         [
             ("Nope-v1", r"no environment 'Nope-v1'; close: Hopper-v5"),
             ("cartpole-v1", r"no environment 'cartpole-v1'; close: CartPole-v1"),
+            ("BreakoutNoFrameskip-v4", "did you mean ALE/Breakout-v5?"),
             ("Zzzzqqq", r"no environment 'Zzzzqqq'; Atari ids look like ALE/Pong-v5"),
             ("not an id!", r"no environment 'not an id!'"),
             ("CartPole-v99", r"^CartPole has versions v0, v1 \(asked v99\)$"),
@@ -464,14 +465,14 @@ class TestRefusals:
             (
                 "ALE/Pong-v5",
                 "ale_py",
-                r'ALE/Pong-v5 needs ale-py; pip install "async_dqn\[atari\]"',
+                r'ALE/Pong-v5 needs ale-py; pip install -e "\.\[atari\]"',
             ),
             (
                 "MinAtar/Breakout-v1",
                 "minatar",
-                r'needs MinAtar; pip install "async_dqn\[minatar\]"',
+                r'needs MinAtar; pip install -e "\.\[minatar\]"',
             ),
-            ("LunarLander-v3", "Box2D", r'needs Box2D; pip install "async_dqn\[box2d\]"'),
+            ("LunarLander-v3", "Box2D", r'needs Box2D; pip install -e "\.\[box2d\]"'),
             ("Hopper-v5", "mujoco", r'needs MuJoCo; pip install "gymnasium\[mujoco\]"'),
         ],
     )

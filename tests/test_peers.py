@@ -33,7 +33,7 @@ from async_dqn.workers.task import CONFIRMATION, SCREENING, Task
 ROOT = Path(__file__).resolve().parent.parent
 needs_sb3 = pytest.mark.skipif(
     importlib.util.find_spec("stable_baselines3") is None,
-    reason='stable-baselines3 is not installed; pip install "async_dqn[peers]"',
+    reason='stable-baselines3 is not installed; pip install -e ".[peers]"',
 )
 needs_minatar = pytest.mark.skipif(
     importlib.util.find_spec("minatar") is None, reason="MinAtar is not installed"
@@ -350,7 +350,7 @@ class Images(NumberedEnv):
 def test_a_missing_package_names_the_extra(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)  # Python's way to hide a module
     assert main(["sb3-dqn", f"--runs-dir={tmp_path}"]) == 2
-    wanted = 'error: sb3-dqn needs stable-baselines3; pip install "async_dqn[peers]"\n'
+    wanted = 'error: sb3-dqn needs stable-baselines3; pip install -e ".[peers]"\n'
     assert capsys.readouterr().err == wanted
     assert not any(tmp_path.iterdir())
 

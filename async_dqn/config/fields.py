@@ -14,6 +14,33 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# What other libraries (Stable-Baselines3, its zoo, CleanRL) call settings of ours.
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "total_timesteps": "steps",
+    "n_timesteps": "steps",
+    "n_envs": "envs",
+    "num_envs": "envs",
+    "buffer_size": "replay_capacity",
+    "learning_starts": "replay_start",
+    "target_update_interval": "target_sync_steps",
+    "target_network_frequency": "target_sync_steps",
+    "gradient_steps": "epochs",
+    "exploration_initial_eps": "epsilon_start",
+    "exploration_final_eps": "epsilon_final",
+    "exploration_fraction": "epsilon_steps",
+    "eval_freq": "eval_every",
+    "n_eval_episodes": "eval_episodes",
+    "env_id": "env",
+    "env_kwargs": "env_arg",
+    "algo": "algorithm",
+    "policy": "network",
+    "verbose": "quiet",
+    "tensorboard_log": "runs_dir",
+    "log_dir": "runs_dir",
+    "save_freq": "checkpoint_every",
+    "num_workers": "workers",
+}
 RESERVED_ON_WINDOWS = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
@@ -132,10 +159,16 @@ def check(about: Setting, value: Any, label: str = "") -> Any:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean NAME?` for the known name nearest to `word`, else nothing."""
+    """`; did you mean NAME?` for what other libraries call `word`, or the known name nearest to it;
+    else nothing."""
     import difflib  # only errors need it
 
-    close = difflib.get_close_matches(word, list(known), n=1)
+    known = list(known)
+    ours = ELSEWHERE.get(word.lstrip("-").replace("-", "_"), "")
+    spelled = f"--{ours.replace('_', '-')}" if word.startswith("--") else ours
+    if ours and spelled in known:
+        return f"; did you mean {spelled}?"
+    close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -183,6 +216,8 @@ def _check_whole(about: Setting, value: Any, label: str) -> int:
     assert about.within
     words = about.within.words
     whole = words if words.startswith("a whole") else f"a whole number {words}"
+    if isinstance(value, float) and value.is_integer():  # 1e6
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise refuse(label, whole, value)
     number = int(value)
@@ -244,11 +279,20 @@ def _check_list(about: Setting, value: Any, label: str) -> tuple:
 def _check_table(about: Setting, value: Any, label: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise refuse(label, "a table of KEY = VALUE", value)
-    for key, item in value.items():
-        finite = not isinstance(item, float) or math.isfinite(item)
-        if not isinstance(item, bool | int | float | str) or not finite:
-            raise refuse(f"{label} {key}", "text, true, false or a finite number", item)
-    return dict(value)
+    return {key: _plain(item, f"{label} {key}") for key, item in value.items()}
+
+
+def _plain(value: Any, label: str) -> Any:
+    """A value that JSON can hold, as JSON would give it back."""
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, f"{label}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{label}[{place}]") for place, item in enumerate(value)]
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not isinstance(value, bool | int | float | str) or not finite:
+        words = "text, true, false, a finite number, or a list or table of these"
+        raise refuse(label, words, value)
+    return value
 
 
 _CHECKS: dict[type, Callable[[Setting, Any, str], Any]] = {

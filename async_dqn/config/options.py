@@ -5,6 +5,8 @@ line, in a file and in Python reads alike.
 """
 
 import argparse
+import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,8 @@ from async_dqn.config.fields import Setting, check, did_you_mean, refuse
 from async_dqn.config.scaling import AUTO, FOLLOWING, REFERENCE
 
 WHOLE = re.compile(r"[+-]?\d+(_\d+)*", re.ASCII)
-SHORTHAND = re.compile(r"(\d+(?:\.\d+)?)(k|m|b|e\d\d?)", re.ASCII | re.IGNORECASE)
+SHORTHAND = re.compile(r"(\d+(?:\.\d+)?)(k|m|b)", re.ASCII | re.IGNORECASE)
+POWER = re.compile(r"\d+(?:\.\d+)?e\+?\d+", re.ASCII | re.IGNORECASE)
 MAGNITUDES = {"k": "e3", "m": "e6", "b": "e9"}
 METAVARS = {int: "N", float: "X", str: "NAME", tuple: "N,N", dict: "KEY=VALUE"}
 METAVARS_BY_NAME = {
@@ -138,8 +141,11 @@ def _parse_count(about: Setting, text: str, option: str) -> int | None:
 
 
 def _number(text: str) -> int | str:
-    """The whole number written in `text`, else the text itself, for `check` to refuse."""
-    return int(text) if WHOLE.fullmatch(text) and len(text) < 1000 else text
+    """The whole number written in `text`, also 1e6; else the text itself, for `check` to refuse."""
+    if WHOLE.fullmatch(text) and len(text) < 1000:
+        return int(text)
+    number = float(text) if POWER.fullmatch(text) else math.nan
+    return int(number) if number.is_integer() else text
 
 
 def _decimal(text: str) -> float | str:
@@ -150,12 +156,12 @@ def _decimal(text: str) -> float | str:
 
 
 def _spelled_out(text: str) -> str:
-    """For 10M or 1e7: `; write 10000000 or 10_000_000`."""
+    """For 10M: `; write 10000000 or 10_000_000`."""
     match = SHORTHAND.fullmatch(text)
     if not match:
         return ""
     digits, power = match[1], match[2].lower()
-    number = float(digits + MAGNITUDES.get(power, power))
+    number = float(digits + MAGNITUDES[power])
     if number < 1 or number >= 2**63 or number != int(number):
         return ""
     plain, grouped = f"{int(number)}", f"{int(number):_}"
@@ -166,14 +172,22 @@ def _key_value(about: Setting, pair: str) -> tuple[str, Any]:
     key, equals, text = pair.partition("=")
     if not equals or not key.isidentifier():
         raise refuse(about.option, "KEY=VALUE", pair)
-    return key, _toml_scalar(text)
+    return key, _toml_or_json(text)
 
 
-def _toml_scalar(text: str) -> Any:
-    """A TOML scalar (true, 4, 0.25, "x"), or else the text as it stands."""
+def _toml_or_json(text: str) -> Any:
+    """A value of TOML or JSON (true, 4, 0.25, "x", [1, 2], {a = 1}), or else the text as it is."""
     try:
         values: Mapping[str, Any] = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
+        return _json_table(text)
+    value, plain = values["value"], bool | int | float | str | list | dict
+    return value if len(values) == 1 and isinstance(value, plain) else text
+
+
+def _json_table(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return text
-    value = values["value"]
-    return value if len(values) == 1 and isinstance(value, bool | int | float | str) else text
+    return value if isinstance(value, list | dict) else text

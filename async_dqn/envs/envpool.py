@@ -35,7 +35,7 @@ class PoolVectorEnv(VectorEnv):
 
     def __init__(self, spec: EnvSpec, num_envs: int, info: EnvInfo, kwargs: dict[str, Any]):
         if importlib.util.find_spec("envpool") is None:
-            raise UserError('--env-backend envpool needs EnvPool; pip install "async_dqn[envpool]"')
+            raise UserError('--env-backend envpool needs EnvPool; pip install -e ".[envpool]"')
         import envpool  # almost a second
 
         self.num_envs, self._envpool = num_envs, envpool

@@ -24,25 +24,26 @@ from async_dqn.config.fields import in_words
 from async_dqn.config.schema import EnvironmentConfig
 
 DEFAULT_MAX_EPISODE_STEPS = 10_000
+OLD_ATARI = re.compile(r"([A-Z]\w+?)(NoFrameskip|Deterministic)?-v\d+$")  # of gym
 
 
 class Requirement(NamedTuple):
-    """A package that some environments need: import name, package name, pip argument."""
+    """A package that some environments need: import name, package name, what pip is told."""
 
     module: str
     package: str
     install: str
 
 
-ATARI = Requirement("ale_py", "ale-py", "async_dqn[atari]")
-MINATAR = Requirement("minatar", "MinAtar", "async_dqn[minatar]")
+ATARI = Requirement("ale_py", "ale-py", '-e ".[atari]"')
+MINATAR = Requirement("minatar", "MinAtar", '-e ".[minatar]"')
 REQUIREMENTS = {  # by namespace, or by the module of gymnasium that holds the environment
     "ALE": ATARI,
     "MinAtar": MINATAR,
-    "gymnasium.envs.box2d": Requirement("Box2D", "Box2D", "async_dqn[box2d]"),
-    "gymnasium.envs.mujoco": Requirement("mujoco", "MuJoCo", "gymnasium[mujoco]"),
-    "gymnasium.envs.phys2d": Requirement("jax", "JAX", "gymnasium[jax]"),
-    "gymnasium.envs.tabular": Requirement("jax", "JAX", "gymnasium[jax]"),
+    "gymnasium.envs.box2d": Requirement("Box2D", "Box2D", '-e ".[box2d]"'),
+    "gymnasium.envs.mujoco": Requirement("mujoco", "MuJoCo", '"gymnasium[mujoco]"'),
+    "gymnasium.envs.phys2d": Requirement("jax", "JAX", '"gymnasium[jax]"'),
+    "gymnasium.envs.tabular": Requirement("jax", "JAX", '"gymnasium[jax]"'),
 }
 
 
@@ -139,7 +140,8 @@ def check_env_id(
     namespace = env_id.rpartition("/")[0]
     _require(env_id, namespace)
     known = _known_ids(namespace)
-    if env_id not in known:
+    own = namespace == "ALE" or not _is_of(env_id, ATARI.module)
+    if env_id not in known or not own:
         raise UserError(_describe_unknown(env_id, known))
     if env_id in gymnasium.registry:
         _require(env_id, _entry_module(gymnasium.registry[env_id].entry_point))
@@ -232,7 +234,7 @@ def _require(env_id: str, origin: str) -> None:
     for prefix, (module, package, install) in REQUIREMENTS.items():
         concerned = origin == prefix or origin.startswith(prefix + ".")
         if concerned and importlib.util.find_spec(module) is None:
-            raise UserError(f'{env_id} needs {package}; pip install "{install}"')
+            raise UserError(f"{env_id} needs {package}; pip install {install}")
 
 
 def _known_ids(namespace: str) -> set[str]:
@@ -241,6 +243,24 @@ def _known_ids(namespace: str) -> set[str]:
     if namespace == "MinAtar":
         return set(gymnasium.registry) | _minatar_ids()
     return set(gymnasium.registry)
+
+
+def _is_of(env_id: str, module: str) -> bool:
+    """Whether that package registered the id."""
+    registered = gymnasium.registry.get(env_id)
+    return registered is not None and _entry_module(registered.entry_point).startswith(module)
+
+
+def _of_old_atari(env_id: str) -> str | None:
+    """Today's id of an Atari game that has one of gym's (BreakoutNoFrameskip-v4).
+
+    ale-py still registers those, as environments without DQN's preprocessing.
+    """
+    match = OLD_ATARI.match(env_id)
+    if match is None or importlib.util.find_spec(ATARI.module) is None:
+        return None
+    game = f"ALE/{match[1]}-v5"
+    return game if game in _known_ids("ALE") else None
 
 
 def _minatar_ids() -> set[str]:
@@ -262,6 +282,8 @@ def _parts(env_id: str) -> tuple[str, int | None]:
 
 
 def _describe_unknown(env_id: str, known: set[str]) -> str:
+    if game := _of_old_atari(env_id):
+        return f"no environment '{env_id}'; did you mean {game}?"
     base, asked = _parts(env_id)
     versions: dict[str, list[int]] = {}
     for other in known:

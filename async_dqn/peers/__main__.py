@@ -62,7 +62,7 @@ def _main(argv: list[str]) -> int:
     }
     config, _ = resolve(given)
     if importlib.util.find_spec(PEERS[name]) is None:
-        raise UserError(f'{name} needs {PACKAGE}; pip install "async_dqn[peers]"')
+        raise UserError(f'{name} needs {PACKAGE}; pip install -e ".[peers]"')
     return train(name, config)
 
 
