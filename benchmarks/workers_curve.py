@@ -14,9 +14,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from async_dqn.report.figures import COLOURS, LINES, MARKERS, STYLE, aggregate
 from async_dqn.report.results import RunResult, find_runs, read_run
+
+WORST = 5  # percent of the scores that may be below the panel
 
 
 def by_workers(folder: Path) -> dict[int, list[RunResult]]:
@@ -44,11 +47,16 @@ def draw(axes: Axes, folder: Path) -> None:
     if threshold is not None:
         axes.axhline(threshold, color="0.3", linestyle="--", linewidth=1, zorder=0)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(left=min(np.min(run.curve["wall_s"]) for run in runs))
+    scores = np.concatenate([run.curve["mean"] for run in runs])
+    axes.set_ylim(bottom=np.percentile(scores, WORST))  # the first ones may be far below
     simulated = runs[0].settings.get("parallel.simulate_workers") is not None
     axes.set_xlabel("simulated seconds, start-up not counted" if simulated else "seconds")
     axes.set_title(runs[0].env)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper left", frameon=False)
 
 
 def main() -> None:

@@ -1,13 +1,20 @@
 """Gradients that are not finite: dropped; back to good parameters once; the second time the end."""
 
 import csv
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from async_dqn.config.presets import resolve
+from async_dqn.parameters.optimizers import OPTIMIZERS
+from async_dqn.parameters.store import ParameterStore
 from async_dqn.runs import checkpoint
+from async_dqn.runs.run import Run
 from async_dqn.training import training
+from async_dqn.training.divergence import roll_back
 from runs import Trainer
 
 HUGE = ("--import", "scripted_ids", "--env", "Scripted/HugeReward-v0", "--steps", "100000")
@@ -77,6 +84,57 @@ def test_a_resumed_run_keeps_the_lowered_learning_rate(tmp_path, stored, options
     assert float(last["train/learning_rate"]) == pytest.approx(expected)
     multiplier = checkpoint.load(checkpoint.resolve(run)).state["lr_multiplier"]
     assert multiplier == (0.5 if expected == 0.0005 else 1.0)
+
+
+def rolled_back(folder: Path, optimizer: str, **resumed: Any) -> tuple[float, float, torch.Tensor]:
+    """The longest steps of a parameter before a roll-back and after it, on the same gradients, and
+    where it went back to."""
+    steps = []
+
+    class Trainer:
+        def __init__(self, run: Run):
+            self.run_ = run
+
+        def run(self) -> int:
+            run = self.run_
+            store = ParameterStore(run.block, run.task.optimizer(), 0)
+            gradient = torch.randn(len(store.theta), generator=torch.Generator().manual_seed(0))
+            for count in (200, 1):
+                for _ in range(count):
+                    before = store.theta.clone()
+                    store.push(gradient, 0.01)
+                steps.append((store.theta - before).abs().max().item())
+                if count > 1:
+                    roll_back(run)
+                    goes_back_to.append(store.theta.clone())
+            run.finish()
+            return 0
+
+    goes_back_to: list[torch.Tensor] = []
+    settings = {"mode": "serial", "workers": 1, "quiet": True, "optimizer": optimizer, "steps": 300}
+    settings |= {"algorithm": "q-lambda", "target_sync_steps": None, "runs_dir": str(folder)}
+    settings |= {"eval_every": 10**6, "eval_episodes": 2}
+    config, explicit = resolve(resumed or settings)
+    training.train(config, explicit, trainer=Trainer)
+    return (*steps, goes_back_to[0])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_no_step_after_a_roll_back_is_longer_than_half_of_one_before(tmp_path, optimizer) -> None:
+    before, after, _ = rolled_back(tmp_path, optimizer)
+    assert 0 < after <= 0.51 * before
+
+
+def test_a_resumed_run_goes_back_to_what_it_began_with(tmp_path) -> None:
+    """Without a target network, before its first evaluation."""
+    settings = {"mode": "serial", "workers": 1, "quiet": True, "steps": 300, "eval_every": 10**6}
+    settings |= {"algorithm": "q-lambda", "target_sync_steps": None, "eval_episodes": 2}
+    run = training.train(*resolve(settings | {"runs_dir": str(tmp_path)})).run
+    found = checkpoint.load(checkpoint.resolve(run))
+    again = {"resume": str(run), "steps": 600, "quiet": True}
+    *_, vector = rolled_back(tmp_path, "shared-adam", **again)
+    learned = np.concatenate([array.ravel() for array in found.tensors["model"].values()])
+    np.testing.assert_array_equal(np.sort(vector.numpy()[: len(learned)]), np.sort(learned))
 
 
 def test_a_bad_gradient_now_and_then_is_only_dropped(tmp_path) -> None:

@@ -51,6 +51,8 @@ def choose(config: Config, info) -> Architecture:
     network, shape = config.network, tuple(info.observation_shape)
     name = _by_shape(shape) if network.network == "auto" else network.network
     _check_fit(name, shape)
+    if network.input_scaling and info.low is None:
+        raise UserError("--input-scaling needs a vector with finite bounds; drop it")
     return Architecture(
         network=name,
         observation_shape=shape,

@@ -20,6 +20,7 @@ class Optimizer(Protocol):
 
     rows: ClassVar[int]
     shared: ClassVar[bool]
+    directions: ClassVar[tuple[int, ...]]  # rows that are means of gradients, not of their squares
 
     def step(
         self,
@@ -43,6 +44,7 @@ class RMSProp:
     eps: float = 0.1
     rows: ClassVar[int] = 1
     shared: ClassVar[bool] = False
+    directions: ClassVar[tuple[int, ...]] = ()
 
     def step(self, theta, gradient, state, lr, updates):
         (mean_square,) = state
@@ -67,6 +69,7 @@ class Momentum:
     decay: float = 0.9
     rows: ClassVar[int] = 1
     shared: ClassVar[bool] = False
+    directions: ClassVar[tuple[int, ...]] = (0,)
 
     def step(self, theta, gradient, state, lr, updates):
         (mean,) = state
@@ -79,6 +82,7 @@ class SharedAdam:
 
     rows: ClassVar[int] = 2
     shared: ClassVar[bool] = True
+    directions: ClassVar[tuple[int, ...]] = (0,)
 
     def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-5):
         self.betas = (beta1, beta2)

@@ -78,6 +78,7 @@ class Run:
             self.store.sync_target(0)
         else:
             self._restore(checkpoint)
+        self.begun_with = self.store.theta.clone(), self.store.steps  # parameters and their step
         self.reporter = Reporter(task, self.store, recorder, callback)
         self._first_update = self.store.updates
         self._saved = self.store.steps // task.config.run.checkpoint_every

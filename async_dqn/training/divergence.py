@@ -19,9 +19,11 @@ def has_diverged(store: ParameterStore) -> bool:
 
 
 def roll_back(run: Run, allowed: bool = True) -> None:
-    """Back to the snapshot (else the target network), moments cleared, with half the step.
+    """Back to the snapshot (else the target network), with half the step.
 
-    Only while no child is alive. Raises FloatingPointError the second time, or if not `allowed`.
+    Means of gradients are cleared; those of their squares stay, as without them the first steps
+    would be many times as long as any before. Only while no child is alive. Raises
+    FloatingPointError the second time, or if not `allowed`.
     """
     store, step = run.store, run.store.steps
     if run.rolled_back or not allowed:
@@ -30,10 +32,10 @@ def roll_back(run: Run, allowed: bool = True) -> None:
             f"{run.last_checkpoint}; lower --lr or --reward-scale"
         )
     run.rolled_back = True
-    vector = torch.zeros_like(store.theta)
-    _, since = store.snapshot.read(vector) or store.target.read(vector)  # (sequence, step)
+    vector, since = _last_good(run)
     store.theta.copy_(vector)
-    store.states.zero_()
+    for row in store.optimizer.directions:
+        store.states[:, row].zero_()
     store.sync_target(step)
     store.lower_learning_rate()
     store.slots[:, FAILING] = 0
@@ -42,3 +44,14 @@ def roll_back(run: Run, allowed: bool = True) -> None:
         f"parameters of step {since:,} with half the learning rate"
     )
     run.checkpoint(("latest",))
+
+
+def _last_good(run: Run) -> tuple[torch.Tensor, int]:
+    """The parameters to go back to, and their step."""
+    store, vector = run.store, torch.zeros_like(run.store.theta)
+    read = store.snapshot.read(vector)
+    # Without a target network what stands in its place is from the start of the whole run.
+    if read is None and run.task.config.optimizer.target_sync_steps is None:
+        return run.begun_with
+    _, step = read or store.target.read(vector)  # (sequence, step)
+    return vector, step
