@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from async_dqn.algorithms import build_algorithm
+from async_dqn.algorithms.registry import build_algorithm
 from async_dqn.config.config import UserError
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make

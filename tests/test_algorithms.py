@@ -9,13 +9,13 @@ import torch
 from test_returns import forward_view
 from torch import nn
 
-from async_dqn.algorithms import ALGORITHMS, build_algorithm
 from async_dqn.algorithms.a3c import ActorCritic
 from async_dqn.algorithms.distributional import Categorical, Quantile
 from async_dqn.algorithms.exploration import BOLTZMANN
 from async_dqn.algorithms.munchausen import Munchausen
 from async_dqn.algorithms.one_step_sarsa import Sarsa
 from async_dqn.algorithms.q_learning import QLearning
+from async_dqn.algorithms.registry import ALGORITHMS, build_algorithm
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.config.config import Config
 from async_dqn.networks.architecture import Architecture

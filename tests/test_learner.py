@@ -284,9 +284,18 @@ def test_nothing_is_learned_from_replay_before_its_start_in_global_steps() -> No
     moves = [bool(bench.update().any()) for _ in range(5)]
     assert moves == [False, False, False, True, True]
     assert bench.slot(UPDATES) == 2 * 3 and bench.learner.record()["updates"] == 6
-    early = Bench(**REPLAY)
-    early.block["slots"][1, STEPS] = 24  # another worker has collected them
-    assert early.update().any()
+
+
+def test_a_worker_whose_shard_is_empty_learns_when_it_has_its_share() -> None:
+    """A restarted worker, or a resumed run: others, or an earlier session, took the steps."""
+    bench = Bench(**REPLAY, workers=2)
+    bench.block["slots"][1, STEPS] = 1000
+    moves = [bool(bench.update().any()) for _ in range(4)]  # 8 steps each, of 24 / 2
+    assert moves == [False, True, True, True]
+    small = Bench(**REPLAY | {"replay_capacity": 60, "replay_start": 60}, workers=2)
+    small.block["slots"][1, STEPS] = 1000
+    moves = [bool(small.update().any()) for _ in range(5)]
+    assert moves[0] is False and moves[-1] is True, "a shard that is full has all it can"
 
 
 def test_every_pass_teaches_each_environment_once_in_minibatches() -> None:

@@ -197,7 +197,7 @@ def test_every_segment_is_what_happened_and_every_legal_start_is_drawn(
             add(shard, tape.rollout(int(rng.integers(1, 9))))  # some longer than the ring
         legal = legal_starts(tape, rows, length)
         assert shard.size == min(rows, len(tape.history[0])) * num_envs
-        assert shard.ready == bool(legal)
+        assert shard.ready() == bool(legal)
         if not legal:
             continue
         seen = set()
@@ -363,7 +363,7 @@ def stored(shard: ReplayShard) -> dict[str, np.ndarray]:
 def test_a_restored_shard_goes_on_bit_for_bit(alpha: float | None, steps: int) -> None:
     one, tape, _ = filled(alpha, steps)
     generators = [np.random.default_rng(1) for _ in range(2)]
-    if one.ready:
+    if one.ready():
         learn_errors(one, generators[1], 7)
     if steps == 15:
         tape.restart(one)
@@ -459,11 +459,11 @@ def test_the_smallest_ring_holds_a_segment_and_one_row() -> None:
     shard = make(capacity=18, length=5)
     tape = Tape(np.random.default_rng(3), 3, "float32", next_step=False)
     add(shard, tape.rollout(4))
-    assert not shard.ready
+    assert not shard.ready()
     with pytest.raises(AssertionError, match="no segment"):
         shard.sample(np.random.default_rng(0), 1.0)
     add(shard, tape.rollout(1))
-    assert shard.ready == bool(legal_starts(tape, 6, 5))
+    assert shard.ready() == bool(legal_starts(tape, 6, 5))
 
 
 def test_memory_is_known_beforehand_and_images_stay_uint8() -> None:

@@ -77,10 +77,10 @@ class ReplayShard:
         """Steps stored, over the environments of this worker."""
         return min(self._head, self._slots - 1) * self.num_envs
 
-    @property
-    def ready(self) -> bool:
-        """Whether there is anything to sample."""
-        return self._tree.total > 0
+    def ready(self, least: int = 0) -> bool:
+        """Whether there is anything to sample, and so many steps or all that it can hold."""
+        full = self._head >= self._slots - 1
+        return self._tree.total > 0 and (full or self.size >= least)
 
     @property
     def nbytes(self) -> int:
@@ -121,7 +121,7 @@ class ReplayShard:
         B.2.1). Weights are those stored times (N P(start))^-beta / its maximum over the batch
         (section 3.4). The last row of actions means nothing. Requires `ready`.
         """
-        assert self.ready, "no segment is stored yet"
+        assert self.ready(), "no segment is stored yet"
         parts = np.arange(self.batch_size) + generator.random(self.batch_size)
         self._drawn = self._tree.find(parts * (self._tree.total / self.batch_size))
         rows = np.arange(self.length + 1)[:, None] * self.num_envs

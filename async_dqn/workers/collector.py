@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from async_dqn.algorithms import Algorithm
+from async_dqn.algorithms.registry import Algorithm
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.config.config import AlgorithmConfig
 from async_dqn.envs.make import EnvBatch, Step

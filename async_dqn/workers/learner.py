@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from async_dqn.algorithms import build_algorithm
+from async_dqn.algorithms.registry import build_algorithm
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.algorithms.rollout_passes import Loss
 from async_dqn.config.fields import in_words, one_line
@@ -142,9 +142,10 @@ class Learner:
             self.target.net.draw_noise(self.envs.num_envs, self._noise)
 
     def _drawn(self, step: int) -> Rollout | None:
-        """A batch from replay, once there is enough to draw from."""
-        replay = self.task.config.replay
-        if step < replay.replay_start or not self.shard.ready:
+        """A batch from replay, once there is enough to draw from: in all, and in its own shard,
+        which is empty in a restarted worker and in a resumed asynchronous run."""
+        replay, workers = self.task.config.replay, self.task.config.parallel.workers
+        if step < replay.replay_start or not self.shard.ready(replay.replay_start // workers):
             return None
         progress = step / self.task.config.run.steps
         beta = replay.priority_beta + (1 - replay.priority_beta) * min(1.0, progress)

@@ -1,0 +1,65 @@
+"""The registry: `--algorithm NAME` and its variants -> the object that acts and has the loss."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from torch import nn
+
+from async_dqn.algorithms.a3c import ActorCritic
+from async_dqn.algorithms.distributional import Categorical, Quantile
+from async_dqn.algorithms.exploration import BOLTZMANN, EPSILON_GREEDY, Choice, Floats
+from async_dqn.algorithms.munchausen import Munchausen
+from async_dqn.algorithms.one_step_sarsa import Sarsa
+from async_dqn.algorithms.q_learning import QLearning
+from async_dqn.algorithms.rollout import Rollout
+from async_dqn.algorithms.rollout_passes import Loss
+from async_dqn.config.config import Config
+from async_dqn.networks.network import QOutput
+
+
+class Algorithm(Protocol):
+    """Pure: the same object serves a worker, an evaluation and a test."""
+
+    def act(self, output: QOutput, epsilon: Floats, generator: np.random.Generator) -> Choice:
+        """Return actions [B] and which of them are greedy [B]."""
+
+    def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Loss:
+        """The loss of the rollout, of which some weight must not be 0."""
+
+
+def _q_learning(lam: Callable[[Config], float]) -> Callable[[Config], Algorithm]:
+    """Q-learning with this trace, in the variant the settings name."""
+
+    def build(config: Config) -> Algorithm:
+        common = {"lam": lam(config), "double": config.algorithm.double, **_common(config)}
+        watkins = config.algorithm.algorithm == "q-lambda" and config.algorithm.trace == "watkins"
+        common["watkins"] = watkins
+        network = config.network
+        if network.distributional == "categorical":
+            return Categorical(**common, v_min=network.v_min, v_max=network.v_max)
+        if network.distributional == "quantile":
+            return Quantile(**common)
+        return (Munchausen if config.algorithm.munchausen else QLearning)(**common)
+
+    return build
+
+
+def _common(config: Config) -> dict[str, Any]:
+    boltzmann = config.exploration.exploration == "boltzmann"
+    policy = BOLTZMANN if boltzmann else EPSILON_GREEDY
+    return {"rescaled": config.algorithm.value_rescaling, "policy": policy}
+
+
+ALGORITHMS: dict[str, Callable[[Config], Algorithm]] = {
+    "one-step-q": _q_learning(lambda config: 0.0),
+    "one-step-sarsa": lambda config: Sarsa(lam=0.0, **_common(config)),
+    "n-step-q": _q_learning(lambda config: 1.0),
+    "q-lambda": _q_learning(lambda config: config.algorithm.lam),
+    "a3c": lambda config: ActorCritic(config.algorithm.entropy_weight),
+}
+
+
+def build_algorithm(config: Config) -> Algorithm:
+    """Build the algorithm that the settings name."""
+    return ALGORITHMS[config.algorithm.algorithm](config)
