@@ -107,6 +107,13 @@ def test_whose_environments_are_slow_together_is_not_taken_for_hung(start, mode)
     assert (trainer.result()["steps"], trainer.result()["restarts"]) == (120, 0)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_more_workers_than_cores_are_told_what_to_expect(start, more):
+    workers = ("--workers", str(usable_cores() + more))
+    code, out, _ = start(*workers, "--steps", "200", "--eval-episodes", "2").finish()
+    assert code == 0 and ("expect no gain" in out) == bool(more)
+
+
 def test_a_worker_killed_while_starting_is_replaced_too(start):
     trainer = start(*SMALL, "--steps", "30000")
     pid = trainer.wait_for(lambda: trainer.pids("worker"))[0]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from async_dqn.algorithms.exploration import schedule
-from async_dqn.config.config import Config, UserError
+from async_dqn.config.config import Config, UserError, usable_cores
 from async_dqn.config.fields import in_words
 from async_dqn.envs import make
 from async_dqn.envs.make import EnvInfo, EnvSpec
@@ -229,6 +229,10 @@ def _sharing(config: Config) -> str:
         if name != "envs_per_worker" and now[name] != value
     ]
     words = f"{parallel.actors} of {parallel.envs_per_worker} environments each"
+    cores = usable_cores()
+    if parallel.mode != "serial" and parallel.workers > cores:
+        plural = "s" * (cores > 1)
+        changed.append(f"on {cores} core{plural}: expect no gain, --workers {cores} takes less CPU")
     return f"{'workers':12} " + ", ".join([words, *changed])
 
 
