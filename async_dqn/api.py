@@ -10,7 +10,7 @@ Keywords are the options of the command line with underscores (`import_modules` 
 import contextlib
 import multiprocessing
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,19 +62,22 @@ class AsyncDQN:
     def learn(
         self,
         total_steps: int | None = None,
-        callback: Callback | None = None,
+        callback: Callback | Sequence[Callback] | None = None,
         progress_bar: bool = False,
     ) -> Self:
         """Train up to `total_steps` GLOBAL steps (all calls together; default `steps`).
 
-        `callback(report)` is called about once a second with the metrics by TensorBoard tag and
-        "step"; returning False ends training. A further call goes on where the last one ended.
+        `callback(report)`, or each of a list, is called about once a second with the metrics by
+        TensorBoard tag and "step", and with every evaluation ("step", "eval/mean_reward",
+        "eval/mean_ep_length", "eval/episodes", "eval/confirmed": over all of them); returning
+        False ends training. A further call goes on where the last one ended.
         Workers are processes: call it under `if __name__ == "__main__":`.
         Raises UserError; RuntimeError if the run failed.
         """
         if multiprocessing.parent_process() is not None:
             # A child imports the user's script and came upon this call; the trainer says so.
             raise SystemExit(2)
+        called = _as_one(callback)
         changes: dict[str, Any] = {"quiet": not progress_bar}
         if total_steps is not None:
             changes["steps"] = total_steps
@@ -82,7 +85,7 @@ class AsyncDQN:
             changes["resume"] = str(self.run)
         config = self.config.with_settings(changes)
         explicit = self._explicit | {"run.steps"}
-        outcome = training.train(config, explicit, self._factory, callback, in_own_process=False)
+        outcome = training.train(config, explicit, self._factory, called, in_own_process=False)
         self.run = outcome.run
         self._load(checkpoint.load(checkpoint.resolve(outcome.run)))
         if outcome.exit_code == 130:
@@ -169,7 +172,8 @@ class AsyncDQN:
         found = checkpoint.load(checkpoint.resolve(path))
         agent = cls.__new__(cls)
         # A stored configuration is never trusted for imports.
-        agent.config = stored_config(found).with_settings({"import_modules": ()})
+        fresh = {"import_modules": (), "run_name": None}
+        agent.config = stored_config(found).with_settings(fresh)
         agent._explicit = frozenset()
         if isinstance(env, str) and env != agent.config.environment.env:
             other = {"env": env, "env_arg": {}, "max_episode_steps": None}
@@ -216,6 +220,25 @@ class AsyncDQN:
         if not np.isfinite(batch).all():
             raise UserError("observation holds a number that is not finite")
         return batch, single
+
+
+def _as_one(callback: Callback | Sequence[Callback] | None) -> Callback | None:
+    """One callback that calls all; UserError for what cannot be called."""
+    if callback is None:
+        return None
+    every = list(callback) if isinstance(callback, list | tuple) else [callback]
+    for one in every:
+        if not callable(one):
+            raise UserError(
+                "callback must be a function of a report, or a list of them (got "
+                f"{type(one).__name__})"
+            )
+
+    def called(report: Mapping[str, float]) -> bool:
+        answers = [one(report) for one in every]
+        return not any(answer is False for answer in answers)
+
+    return called
 
 
 def _interface(spec: EnvSpec, info: EnvInfo) -> tuple[gymnasium.Space, NDArray]:

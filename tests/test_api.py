@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from csv import DictReader
 
 import gymnasium
 import numpy as np
@@ -35,6 +36,33 @@ def test_learn_goes_on_where_it_ended(tmp_path):
     assert len(list(tmp_path.glob("*/*"))) == 1
 
 
+@pytest.mark.parametrize("mode", ["async", "serial"])
+def test_every_evaluation_reaches_every_callback_once(tmp_path, mode):
+    settings = SMALL | {"eval_every": 500, "runs_dir": str(tmp_path), "mode": mode}
+    one, other = [], []
+    agent = AsyncDQN("CartPole-v1", **settings).learn(3000, callback=[one.append, other.append])
+    with (agent.run / "evaluations.csv").open(newline="") as file:
+        written = [
+            (float(r["step"]), float(r["mean"]), float(r["episodes"])) for r in DictReader(file)
+        ]
+    scores = [report for report in one if "eval/mean_reward" in report]
+    assert one == other and len(written) >= 2
+    names = ("step", "eval/mean_reward", "eval/episodes")
+    assert [tuple(float(report[name]) for name in names) for report in scores] == written
+
+
+def test_a_callback_can_end_a_run_at_a_score_and_what_is_none_is_refused(tmp_path):
+    def stop(report):
+        return "eval/mean_reward" not in report
+
+    settings = SERIAL | {"eval_every": 500, "runs_dir": str(tmp_path)}
+    agent = AsyncDQN("CartPole-v1", **settings).learn(100_000, callback=(stop, print))
+    assert json.loads((agent.run / "result.json").read_text())["steps"] < 2000
+    with pytest.raises(UserError, match=r"a function of a report, or a list .*\(got dict\)"):
+        AsyncDQN("CartPole-v1", **settings).learn(100, callback=[{}])
+    assert len(list(tmp_path.glob("*/*"))) == 1
+
+
 def test_predict_is_greedy_for_one_observation_and_for_a_batch(agent):
     observation, _ = gymnasium.make("CartPole-v1").reset(seed=0)
     batch = np.stack([observation, -observation, 3 * observation])
@@ -50,6 +78,18 @@ def test_predict_is_greedy_for_one_observation_and_for_a_batch(agent):
         agent.predict(np.zeros(7))
     with pytest.raises(UserError, match="not finite"):
         agent.predict(np.array([0, np.nan, 0, 0]))
+
+
+def test_a_saved_agent_goes_on_learning_in_a_run_of_its_own(tmp_path):
+    settings = SERIAL | {"runs_dir": str(tmp_path / "runs"), "run_name": "first"}
+    AsyncDQN("CartPole-v1", **settings).learn(2000).save(tmp_path / "agent")
+    loaded = AsyncDQN.load(tmp_path / "agent")
+    before = loaded.q_values(np.ones((1, 4)))
+    loaded.learn(4000)
+    assert not np.array_equal(loaded.q_values(np.ones((1, 4))), before)
+    assert len(list((tmp_path / "runs").glob("*/*"))) == 2 and loaded.run.name != "first"
+    assert json.loads((loaded.run / "result.json").read_text())["steps"] == 4000
+    assert loaded.learn(4500).run == loaded.run, "and goes on there"
 
 
 def test_an_agent_is_loaded_into_the_environment_that_is_named(agent, tmp_path):

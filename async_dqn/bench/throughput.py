@@ -45,6 +45,8 @@ class Throughput:
         self.steps_per_second, self.steps = 0.0, (0, 0)  # over these
 
     def __call__(self, report: Mapping[str, float]) -> bool:
+        if "time/fps" not in report:  # an evaluation, of an earlier step
+            return True
         now, step = time.monotonic(), report["step"]
         self._first = self._first or now
         if now - self._first < WARM_UP_SECONDS:

@@ -9,6 +9,7 @@ import numpy as np
 from async_dqn.parameters.layout import ENV_ERRORS, SKIPPED, STEPS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.runs.recorder import Recorder
+from async_dqn.workers.evaluator import Evaluation
 from async_dqn.workers.learner import Statistics
 from async_dqn.workers.task import Task
 
@@ -66,9 +67,21 @@ class Reporter:
             speeds = [(new - old) / seconds for new, old in zip(workers, old_workers)]
             self.recorder.report(steps, self.recorder.wall_s, cpu_s, tags, speeds)
             self.worker_speeds = speeds
-            if self.callback is not None and self.callback({"step": steps, **tags}) is False:
-                self.stop_wanted = True
+            self._tell({"step": steps, **tags})
         self.progress()
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Give the callback a score."""
+        scores = {
+            "eval/mean_reward": evaluation.mean,
+            "eval/mean_ep_length": evaluation.mean_length,
+        }
+        counts = {"eval/episodes": evaluation.episodes, "eval/confirmed": evaluation.confirmed}
+        self._tell({"step": evaluation.step, **scores, **counts})
+
+    def _tell(self, report: Mapping[str, float]) -> None:
+        if self.callback is not None and self.callback(report) is False:
+            self.stop_wanted = True
 
     def progress(self) -> None:
         """Show how far the run is now."""

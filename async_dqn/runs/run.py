@@ -106,6 +106,7 @@ class Run:
         wall_s = self.recorder.wall_s
         self.reporter.progress()
         self.recorder.evaluation(evaluation, wall_s, self.cpu_s)
+        self.reporter.evaluated(evaluation)
         if evaluation.final:
             self.final = evaluation
         if not evaluation.confirmed:

@@ -71,7 +71,7 @@ def train(
     if config.parallel.simulate_workers is not None:
         config = _simulated(config, explicit, origin)
     spec = EnvSpec.of(config.environment, factory)
-    if origin is None:
+    if not _goes_on_in_its_run(origin):
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode != "serial":
         spawn.preload(make.preload_modules(spec))
@@ -249,8 +249,13 @@ def _exploration(config: Config) -> str:
     return f"{name:12} from {strength.start:g}: {mix}"
 
 
+def _goes_on_in_its_run(origin: checkpoint.Checkpoint | None) -> bool:
+    """Whether there is a run folder to go on in; from a copy of a checkpoint a new run begins."""
+    return origin is not None and origin.path.parent.name == "checkpoints"
+
+
 def _folder(config: Config, spec: EnvSpec, origin: checkpoint.Checkpoint | None) -> RunFolder:
-    if origin is None:
+    if not _goes_on_in_its_run(origin):
         run = config.run
         return RunFolder.create(
             run.runs_dir, spec.name, run.run_name, config.algorithm.algorithm, run.seed
