@@ -8,8 +8,10 @@ import pytest
 
 from async_dqn import cli
 from async_dqn.bench import scaling
+from async_dqn.compare.speedup import _speed_up
 from async_dqn.config.config import usable_cores
 from async_dqn.config.presets import resolve
+from async_dqn.report.results import Cost
 
 TIMES = {
     "step_s": 1e-4,
@@ -68,6 +70,26 @@ def test_the_table_says_what_the_runs_say(arguments, tmp_path, capsys) -> None:
     assert cli.main(arguments) == 0
     after = [path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/*/result.json")]
     assert before == after  # what is there is kept
+
+
+def costs(*values: float, missed: int = 0) -> list[Cost]:
+    """These, of which the last `missed` did not get there."""
+    return [Cost(value, k >= len(values) - missed) for k, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("first", "own", "words"),
+    [
+        (costs(8.0), costs(2.0), "4.00"),  # one run has no interval
+        (costs(8.0, 8.0), costs(2.0, 2.0), "4.00 (4.00 to 4.00)"),
+        (costs(8.0, 8.0), costs(2.0, 4.0, missed=2), "< 2.67"),
+        (costs(8.0, 8.0, missed=1), costs(2.0, 2.0), "> 4.00"),
+        (costs(8.0, 8.0, 8.0), costs(2.0, 2.0, 9.0, missed=1), "4.00"),
+        (costs(8.0, missed=1), costs(2.0, missed=1), "-"),
+    ],
+)
+def test_a_speed_up_that_rests_on_a_miss_is_a_bound(first, own, words) -> None:
+    assert _speed_up(first, own) == words
 
 
 def test_a_miss_counts_with_its_stopping_time_and_is_marked(arguments, capsys) -> None:

@@ -93,14 +93,12 @@ def _table(
     rows = []
     for count, group in runs.items():
         seconds, steps = (_costs(group, clock, threshold) for clock in ("wall_s", "step"))
-        ratio = _value(first) / _value(seconds)
-        low, high = ratio_interval([c.value for c in first], [c.value for c in seconds])
         cells = (
             f"{count}",
             f"{group[0].settings['optimizer.lr']:.3g}",
             f"{sum(not cost.missed for cost in seconds)} of {len(seconds)}",
             _spread(seconds),
-            f"{ratio:.2f} ({low:.2f} to {high:.2f})",
+            _speed_up(first, seconds),
             _spread(steps),
             f"{paper[count]:g}" if count in paper else "-",
         )
@@ -110,6 +108,20 @@ def _table(
 
 def _costs(runs: Sequence[RunResult], clock: str, threshold: float) -> list[Cost]:
     return [run.cost(clock, threshold) for run in runs]
+
+
+def _speed_up(first: Sequence[Cost], own: Sequence[Cost]) -> str:
+    """How many times as fast as the first ones; a bound where a median rests on a run that missed,
+    and "-" where both do."""
+    ratio = _value(first) / _value(own)
+    missed = median(first).missed, median(own).missed
+    bound = {(False, False): "", (False, True): "< ", (True, False): "> "}.get(missed)
+    if bound is None:
+        return "-"
+    if len(own) == 1 or any(cost.missed for cost in (*first, *own)):
+        return f"{bound}{ratio:.2f}"  # one run has no interval, and a miss no known time
+    low, high = ratio_interval([c.value for c in first], [c.value for c in own])
+    return f"{bound}{ratio:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _value(costs: Sequence[Cost]) -> float:
