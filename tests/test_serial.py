@@ -130,3 +130,10 @@ def test_the_target_is_refreshed_once_per_interval(tmp_path):
     # Published at step 0 and at each of the three boundaries; the last lies at the end.
     assert last(outcome).state["target_step"] == 3000
     assert last(outcome).state["target_refreshes"] == 4
+
+
+@pytest.mark.parametrize(("given", "told"), [({}, True), ({"max_episode_steps": 9}, False)])
+def test_a_limit_that_nobody_gave_is_told(tmp_path, capsys, given, told):
+    scripted = {"env": "Scripted/Cue-v0", "import_modules": ("scripted_ids",), "quiet": False}
+    train(tmp_path, steps=100, **scripted, **given)
+    assert ("cut after 10,000 steps" in capsys.readouterr().out) == told

@@ -20,6 +20,7 @@ from async_dqn.config.config import Config, UserError, usable_cores
 from async_dqn.config.fields import in_words
 from async_dqn.envs import make
 from async_dqn.envs.make import EnvInfo, EnvSpec
+from async_dqn.envs.spec import DEFAULT_MAX_EPISODE_STEPS
 from async_dqn.networks import architecture
 from async_dqn.processes import spawn
 from async_dqn.processes.signals import time_limit
@@ -208,6 +209,9 @@ def _announce(task: "Task", folder: RunFolder, notes: list[str]) -> None:
     say(_exploration(config))
     if info.actions is not None:
         say(f"actions      {info.num_actions}, each one of {info.actions}")
+    limit = info.max_episode_steps
+    if task.spec.max_episode_steps is None and limit == DEFAULT_MAX_EPISODE_STEPS:
+        say(f"episodes     cut after {limit:,} steps, in scores too; or --max-episode-steps N")
     replay, parallel = config.replay, config.parallel
     if replay.replay != "none":
         capacity = replay.replay_capacity // parallel.workers
