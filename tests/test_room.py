@@ -1,6 +1,7 @@
 """What does not fit is refused at the start; a checkpoint that cannot be written later on costs no
 training, and is told of."""
 
+import errno
 import resource
 import subprocess
 import sys
@@ -51,6 +52,32 @@ def test_a_checkpoint_lost_on_the_way_costs_a_warning(tmp_path) -> None:
     code, _, err = trainer.finish()
     assert code == 0 and "warning: checkpoint not saved (" in err
     assert checkpoint.load(checkpoint.resolve(trainer.run)).state["steps"] == 100_000
+
+
+@pytest.mark.parametrize(("failures", "code"), [(1, 0), (9, 75)])
+def test_best_parameters_that_could_not_be_saved_are_saved_later(
+    tmp_path, monkeypatch, failures, code
+) -> None:
+    save, refusals = checkpoint.save, []
+
+    def full(folder, step, tensors, state, marks, *arguments, **options):
+        if "best" in marks and len(refusals) < failures:
+            refusals.append(step)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(folder, step, tensors, state, marks, *arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    settings = {"mode": "serial", "workers": 1, "steps": 300, "eval_episodes": 2, "quiet": True}
+    config, explicit = resolve(settings | {"eval_every": 10**6, "runs_dir": str(tmp_path)})
+    if code:
+        with pytest.raises(training.NotSaved, match="No space left"):
+            training.train(config, explicit)
+    else:
+        training.train(config, explicit)
+    (run,) = tmp_path.glob("*/*")
+    best = checkpoint.marked(run / "checkpoints", "best")
+    assert (best is None) == bool(code) and refusals
+    checkpoint.load(checkpoint.resolve(run))
 
 
 def test_memory_that_is_not_there_is_refused_with_nothing_written(tmp_path) -> None:

@@ -68,6 +68,7 @@ class Run:
         self.cause: str | None = None  # of an early end
         self.rolled_back = False
         self.unsaved, self._retry_at = "", math.inf  # why the last checkpoint was not saved
+        self._unsaved_best: tuple[int, torch.Tensor, Evaluation] | None = None
         self.first_incarnation = 0
         self._refreshes_before = 0
         # Serial mode stores replay memory too; elsewhere it is the workers' own and starts empty.
@@ -93,6 +94,7 @@ class Run:
             self.reporter.report(self.cpu_s, self.restarts, self.retired)
             cap_logs(self.folder.logs)
         if self.checkpoint_due() or time.monotonic() >= self._retry_at:
+            self._save_best()
             self.checkpoint(("latest",))
 
     def checkpoint_due(self) -> bool:
@@ -116,7 +118,8 @@ class Run:
         is_kept = read is not None and read[0] == evaluation.sequence
         if is_kept and (self.best is None or evaluation.mean >= self.best):
             self.best = evaluation.mean
-            self.checkpoint(("best",), evaluation.step, snapshot, evaluation)
+            self._unsaved_best = evaluation.step, snapshot, evaluation
+            self._save_best()
         threshold = self.task.config.evaluation.stop_at_return
         if is_kept and threshold is not None and evaluation.mean >= threshold:
             self.threshold_at = self.threshold_at or (wall_s, evaluation.step)
@@ -152,6 +155,9 @@ class Run:
         status, self.cause = status or DONE, cause
         self.reporter.report(self.cpu_s, self.restarts, self.retired)
         self.checkpoint(("latest",))
+        lost = self.unsaved
+        self._save_best()
+        self.unsaved = lost or self.unsaved
         self.recorder.event("stop", role="supervisor", cause=cause or status)
         self.recorder.result(self._result(status))
 
@@ -173,8 +179,9 @@ class Run:
         step: int | None = None,
         model: torch.Tensor | None = None,
         evaluation: Evaluation | None = None,
-    ) -> None:
-        """Save the live block, or with `model` those parameters in place of theta."""
+    ) -> bool:
+        """Save the live block, or with `model` those parameters in place of theta; whether it was
+        saved."""
         step = self.store.steps if step is None else step
         try:
             path = checkpoints.save(
@@ -191,10 +198,16 @@ class Run:
             self._retry_at = time.monotonic() + RETRY_SECONDS
             again = f"trying again in {RETRY_SECONDS:.0f} s"
             self.recorder.warn(f"checkpoint not saved ({self.unsaved}); {again}")
-            return
+            return False
         self.unsaved, self._retry_at = "", math.inf
         score = {} if evaluation is None else {"mean": evaluation.mean}
         self.recorder.event("checkpoint", role="supervisor", path=path.name, marks=marks, **score)
+        return True
+
+    def _save_best(self) -> None:
+        """Save the best parameters if that is still to be done, as after a disk was full."""
+        if self._unsaved_best is not None and self.checkpoint(("best",), *self._unsaved_best):
+            self._unsaved_best = None
 
     def _tensors(self, model: torch.Tensor | None) -> Tensors:
         net = self.network.net
