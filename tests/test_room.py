@@ -2,6 +2,7 @@
 training, and is told of."""
 
 import errno
+import platform
 import resource
 import subprocess
 import sys
@@ -78,6 +79,21 @@ def test_best_parameters_that_could_not_be_saved_are_saved_later(
     best = checkpoint.marked(run / "checkpoints", "best")
     assert (best is None) == bool(code) and refusals
     checkpoint.load(checkpoint.resolve(run))
+
+
+@pytest.mark.parametrize(("mode", "refused"), [("sync", True), ("serial", False)])
+def test_synchronous_workers_are_refused_where_writes_may_change_places(
+    tmp_path, monkeypatch, mode, refused
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    settings = {"mode": mode, "workers": 1, "steps": 100, "eval_episodes": 1, "quiet": True}
+    config, explicit = resolve(settings | {"runs_dir": str(tmp_path)})
+    if not refused:
+        assert training.train(config, explicit).exit_code == 0
+        return
+    with pytest.raises(UserError, match=r"needs an x86 processor \(this is aarch64\)"):
+        training.train(config, explicit)
+    assert not list(tmp_path.iterdir())
 
 
 def test_memory_that_is_not_there_is_refused_with_nothing_written(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import resource
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from async_dqn.runs.checkpoint_format import Checkpoint, of_worker
 from async_dqn.runs.resume import stored_config
 from async_dqn.workers.task import Task
 
+ORDERED = {"x86_64", "amd64", "i686", "i386"}  # processors whose writes are seen in their order
 CHECKPOINTS = 3  # the last one, the best, and one that is being written
 FILES, FILES_PER_CHILD = 30, 4
 TASKS, TASKS_PER_CHILD = 4, 2  # processes and threads
@@ -30,6 +32,7 @@ ATARI_BYTES = 60 * 10**6  # more: emulators, what compiled convolutions keep (Po
 def check_machine(task: Task, folder: Path) -> None:
     """The device, open files, memory, and room where `folder` will be; raises UserError."""
     check_device(task.config.run.device)
+    _check_order_of_writes(task.config.parallel.mode)
     size, replay = padded_size(task.network()), task.replay_bytes
     needed = sum(section.bytes for section in task.sections(size)) + replay
     if task.config.parallel.mode != "serial":
@@ -42,6 +45,16 @@ def check_machine(task: Task, folder: Path) -> None:
     owners = 1 if task.shared_state else task.config.parallel.workers
     vectors = 2 + owners * task.optimizer().rows  # parameters, target network, optimiser
     _check_room(folder, CHECKPOINTS * (4 * size * vectors + stored))
+
+
+def _check_order_of_writes(mode: str) -> None:
+    """Synchronous workers publish a part and then the number of its round, without a fence: others
+    see them in that order on x86 only."""
+    processor = platform.machine()
+    if mode == "sync" and processor.lower() not in ORDERED:
+        raise UserError(
+            f"--mode sync needs an x86 processor (this is {processor}); use --mode async"
+        )
 
 
 def check_device(name: str) -> None:
