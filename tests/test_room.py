@@ -96,6 +96,24 @@ def test_synchronous_workers_are_refused_where_writes_may_change_places(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("mode", "works"), [("async", False), ("sync", False), ("serial", True)])
+def test_workers_are_refused_where_pipes_are_short(tmp_path, mode, works) -> None:
+    """As on macOS, whose PIPE_BUF is 512; serial mode needs none."""
+    code = (
+        "import select, sys; select.PIPE_BUF = 512; from async_dqn.cli import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    options = ("--steps", "300", "--workers", "1", "--eval-episodes", "2", "--quiet")
+    command = [sys.executable, "-c", code, "--mode", mode, *options, "--runs-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    if works:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "in one piece (here 512); use --mode serial" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_memory_that_is_not_there_is_refused_with_nothing_written(tmp_path) -> None:
     huge = ("--replay", "uniform", "--replay-capacity", "10_000_000_000_000")
     code, _, err = Trainer(tmp_path, *SMALL, *huge).finish()

@@ -14,12 +14,14 @@ from async_dqn.config.cores import free_memory, free_tasks
 from async_dqn.config.fields import show
 from async_dqn.parameters.flat_network import check_named, flat_vector
 from async_dqn.parameters.layout import padded_size
+from async_dqn.processes import child_side
 from async_dqn.replay.shard import segment_length
 from async_dqn.runs.checkpoint_format import Checkpoint, of_worker
 from async_dqn.runs.resume import stored_config
 from async_dqn.workers.task import Task
 
 ORDERED = {"x86_64", "amd64", "i686", "i386"}  # processors whose writes are seen in their order
+LEAST_RECORD_BYTES = 4092  # of what a worker reports in one piece: PIPE_BUF of Linux
 CHECKPOINTS = 3  # the last one, the best, and one that is being written
 FILES, FILES_PER_CHILD = 30, 4
 TASKS, TASKS_PER_CHILD = 4, 2  # processes and threads
@@ -33,6 +35,7 @@ def check_machine(task: Task, folder: Path) -> None:
     """The device, open files, memory, and room where `folder` will be; raises UserError."""
     check_device(task.config.run.device)
     _check_order_of_writes(task.config.parallel.mode)
+    _check_pipes(task.config.parallel.mode)
     size, replay = padded_size(task.network()), task.replay_bytes
     needed = sum(section.bytes for section in task.sections(size)) + replay
     if task.config.parallel.mode != "serial":
@@ -54,6 +57,14 @@ def _check_order_of_writes(mode: str) -> None:
     if mode == "sync" and processor.lower() not in ORDERED:
         raise UserError(
             f"--mode sync needs an x86 processor (this is {processor}); use --mode async"
+        )
+
+
+def _check_pipes(mode: str) -> None:
+    if mode != "serial" and child_side.RECORD_BYTES < LEAST_RECORD_BYTES:
+        raise UserError(
+            "workers need pipes that take 4096 bytes in one piece (here "
+            f"{child_side.RECORD_BYTES + 4}); use --mode serial"
         )
 
 

@@ -20,7 +20,7 @@ from async_dqn.networks.network import restarted
 from async_dqn.processes.child_side import RECORD_BYTES
 
 # Each takes up to 40 bytes of a record, which must fit into one write to the pipe.
-EPISODES_KEPT = (RECORD_BYTES - 1000) // 40
+EPISODES_KEPT = max(10, (RECORD_BYTES - 1000) // 40)
 
 
 class Collector:
