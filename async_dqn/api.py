@@ -163,17 +163,23 @@ class AsyncDQN:
 
     @classmethod
     @as_found()
-    def load(cls, path: str | Path, env: Env | None = None) -> Self:
+    def load(
+        cls, path: str | Path, env: Env | None = None, import_modules: Sequence[str] = ()
+    ) -> Self:
         """Load a run folder (its latest checkpoint) or one checkpoint.
+
+        `import_modules` register its environment; those that the run was trained with are named
+        where they are missing, never imported by themselves.
 
         `env` is needed for agents whose environment was a class or factory; another id than that
         of training is played instead of it. Raises UserError.
         """
         found = checkpoint.load(checkpoint.resolve(path))
         agent = cls.__new__(cls)
+        stored = stored_config(found)
         # A stored configuration is never trusted for imports.
-        fresh = {"import_modules": (), "run_name": None}
-        agent.config = stored_config(found).with_settings(fresh)
+        fresh = {"import_modules": tuple(import_modules), "run_name": None}
+        agent.config = stored.with_settings(fresh)
         agent._explicit = frozenset()
         if isinstance(env, str) and env != agent.config.environment.env:
             other = {"env": env, "env_arg": {}, "max_episode_steps": None}
@@ -181,9 +187,14 @@ class AsyncDQN:
             agent._explicit = frozenset({"environment.env"})
         agent._factory = None if env is None or isinstance(env, str) else env
         agent.run = Path(path)
-        make.check_env_id(
-            env or agent.config.environment.env, agent.config.environment.import_modules
-        )
+        missing = set(stored.environment.import_modules) - set(import_modules)
+        try:
+            make.check_env_id(env or agent.config.environment.env, import_modules)
+        except UserError as error:
+            if not missing:
+                raise
+            trained = "".join(f" --import {name}" for name in sorted(missing))
+            raise UserError(f"{error}; the run was trained with{trained}") from error
         agent._build()
         agent._load(found)
         return agent

@@ -100,12 +100,15 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="run folder or checkpoint folder")
     parser.add_argument("--episodes", metavar="N", default="100", help="(default: 100)")
     parser.add_argument("--seed", metavar="N", help="(default: the run's; same episodes as best)")
+    modules = {"metavar": "MODULE", "action": "append", "dest": "import_modules"}
+    parser.add_argument("--import", **modules, help="module that registers the environment")
     given = parser.parse(argv)
     episodes = parse_value(SETTINGS["eval_episodes"], given["episodes"], "--episodes")
     seed = parse_value(SETTINGS["seed"], given["seed"]) if "seed" in given else None
     from async_dqn.api import AsyncDQN
 
-    mean, std = AsyncDQN.load(given["run"]).evaluate(episodes=episodes, seed=seed)
+    agent = AsyncDQN.load(given["run"], import_modules=given.get("import_modules", ()))
+    mean, std = agent.evaluate(episodes=episodes, seed=seed)
     _say(f"mean return {mean:.2f}, standard deviation {std:.2f}, {episodes} episodes")
     return 0
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from csv import DictReader
@@ -14,6 +15,7 @@ from scripted_envs import ChainEnv
 
 from async_dqn import AsyncDQN
 from async_dqn.config.config import UserError
+from runs import ROOT
 
 SMALL = {"workers": 1, "envs_per_worker": 4, "hidden": (32,), "eval_episodes": 10}
 SERIAL = {**SMALL, "mode": "serial"}
@@ -78,6 +80,25 @@ def test_predict_is_greedy_for_one_observation_and_for_a_batch(agent):
         agent.predict(np.zeros(7))
     with pytest.raises(UserError, match="not finite"):
         agent.predict(np.array([0, np.nan, 0, 0]))
+
+
+def test_a_run_of_ones_own_environment_is_evaluated_with_its_module(tmp_path):
+    """Each in a process of its own: nothing is registered there."""
+    run = tmp_path / "Scripted-Chain-v0" / "own"
+    own = ("--import", "scripted_ids", "--env", "Scripted/Chain-v0", "--run-name", "own", "--quiet")
+    small = ("--mode", "serial", "--workers", "1", "--steps", "300", "--eval-episodes", "2")
+
+    def launch(*arguments: str) -> subprocess.CompletedProcess:
+        variables = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+        command = [sys.executable, str(ROOT / "launch.py"), *arguments]
+        return subprocess.run(command, env=variables, capture_output=True, text=True)
+
+    assert launch(*own, *small, "--runs-dir", str(tmp_path)).returncode == 0
+    refused = launch("evaluate", str(run), "--episodes", "3")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert refused.stderr.endswith("; the run was trained with --import scripted_ids\n")
+    done = launch("evaluate", str(run), "--episodes", "3", "--import", "scripted_ids")
+    assert done.returncode == 0 and done.stdout.startswith("mean return ")
 
 
 def test_a_saved_agent_goes_on_learning_in_a_run_of_its_own(tmp_path):
