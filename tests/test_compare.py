@@ -188,7 +188,7 @@ def test_unknown_and_impossible_methods(message, methods, tmp_path, monkeypatch,
     ("message", "arguments"),
     [
         ("--seeds must be a whole number from 1 (got '0')", ["--seeds", "0"]),
-        ("--steps must be a whole number from 1 (got '1e3')", ["--steps", "1e3"]),
+        ("--steps must be a whole number from 1 (got '1.5')", ["--steps", "1.5"]),
         ("--stop-at-return must be a finite number, or none (got nan)", ["--stop-at-return=nan"]),
         ("no environment 'Nope-v1'", ["--env", "Nope-v1"]),
         ("unknown option --method; did you mean --methods?", ["--method", "x"]),

@@ -81,7 +81,8 @@ def test_an_environment_that_gives_nan_costs_steps_and_one_warning(tmp_path) -> 
     result = trainer.result()
     assert (result["status"], result["steps"]) == ("budget reached", 3500)
     state = checkpoint.load(checkpoint.resolve(trainer.run)).state
-    # Each of the 8 environments breaks in its 37th step, is built anew, and so on.
-    assert 3500 // 37 - 16 <= state["env_errors"] <= 3500 // 36
+    # Each of the 8 environments breaks in its 37th step, is built anew, and so on; but where that
+    # step terminates the episode, nothing is lost, and it goes on for ever.
+    assert 8 <= state["env_errors"] <= 3500 // 36
     assert state["skipped_updates"] == 0
     assert result["final_mean"] is not None
