@@ -21,6 +21,8 @@ from async_dqn.config.config import UserError
 MAX_ONE_HOT = 4096
 UNBOUNDED = 1e6  # bounds this wide (float32 maxima, for one) say nothing about the scale of inputs
 
+BYTES = ("B", "?")  # dtypes, by their characters, whose values bytes can hold
+
 RowWriter = Callable[[int, Any], None]
 
 
@@ -118,13 +120,16 @@ def row_writer(space: spaces.Space, batch: np.ndarray) -> RowWriter:
     if isinstance(space, spaces.MultiDiscrete | spaces.Dict | spaces.Tuple):
         return _flattening_writer(space, batch)
     shape, rows = space.shape, _native_view(space, batch)
+    in_bytes = rows.dtype == np.uint8
 
     def write(row: int, observation: Any) -> None:
         if getattr(observation, "shape", None) != shape:
             observation = np.asarray(observation)
             if observation.shape != shape:
                 raise ValueError(f"observation has shape {observation.shape}, expected {shape}")
-        rows[row] = stored(observation, rows.dtype)
+        if in_bytes and observation.dtype.char not in BYTES:
+            observation = stored(observation, rows.dtype)
+        rows[row] = observation
 
     return write
 
