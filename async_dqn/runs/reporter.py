@@ -80,8 +80,8 @@ class Reporter:
         self._tell({"step": evaluation.step, **scores, **counts})
 
     def _tell(self, report: Mapping[str, float]) -> None:
-        if self.callback is not None and self.callback(report) is False:
-            self.stop_wanted = True
+        if self.callback is not None and not self.stop_wanted:
+            self.stop_wanted = self.callback(report) is False
 
     def progress(self) -> None:
         """Show how far the run is now."""
