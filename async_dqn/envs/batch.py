@@ -227,8 +227,7 @@ class EnvBatch:
         """Make `rows` anew and reset them with fresh seeds; as `_begin`."""
         self.rebuilds += 1
         if self._make is not None:
-            with contextlib.suppress(Exception):  # it has failed
-                self.vector.close()
+            self.close()
             self.vector = self._make()
         self._seeds = [next_seed(seed) for seed in self._seeds]
         return self._begin()

@@ -139,7 +139,7 @@ def stored(observations: Any, dtype: np.dtype) -> np.ndarray:
     if getattr(observations, "dtype", None) == dtype:
         return observations
     given = np.asarray(observations)
-    if dtype != np.uint8 or given.dtype in (np.uint8, np.bool_):
+    if dtype != np.uint8 or given.dtype.char in BYTES:
         return given.astype(dtype, copy=False)
     with np.errstate(invalid="ignore"):
         kept = given.astype(dtype)

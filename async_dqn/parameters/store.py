@@ -91,7 +91,8 @@ class ParameterStore:
 
     def idle(self, lr: float) -> None:
         """Wait a moment for more budget; `lr` is for stores whose workers update together."""
-        self.slot[PHASE], self.slot[HEARTBEAT_NS] = WAITING, time.monotonic_ns()
+        self.slot[PHASE] = WAITING
+        self.beat()
         # All together look no oftener than that: hundreds that wait would leave no core to work.
         time.sleep(max(0.001, len(self.slots) / LOOKS_PER_SECOND))
 

@@ -15,7 +15,6 @@ import torch
 from async_dqn.parameters.block import Section, SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
-    HEARTBEAT_NS,
     PHASE,
     SHARED_OUT,
     STEPS,
@@ -196,7 +195,8 @@ class SynchronousStore(ParameterStore):
             looks += 1
             if looks <= SPINS:
                 continue
-            self.slot[PHASE], self.slot[HEARTBEAT_NS] = WAITING, time.monotonic_ns()
+            self.slot[PHASE] = WAITING
+            self.beat()
             if self.control[WORKERS_STOP]:
                 deadline = deadline or time.monotonic() + PATIENCE_S
                 if time.monotonic() > deadline:

@@ -16,7 +16,6 @@ from async_dqn.parameters.layout import (
     CPU_NS,
     EVALUATING,
     EVALUATOR_ORDER,
-    HEARTBEAT_NS,
     INCARNATION,
     KEPT_UP,
     PHASE,
@@ -207,5 +206,6 @@ class PlayerLoop:
             self.seats.give_up()
 
     def _beat(self, phase: int) -> None:
-        self.slot[PHASE], self.slot[HEARTBEAT_NS] = phase, time.monotonic_ns()
+        self.slot[PHASE] = phase
+        self.store.beat()
         self.slot[CPU_NS] = self._cpu_before + time.process_time_ns()

@@ -22,7 +22,6 @@ from async_dqn.parameters.layout import (
     EVALUATING,
     EVALUATOR_ORDER,
     FINISH,
-    HEARTBEAT_NS,
     INCARNATION,
     KEPT_UP,
     PHASE,
@@ -268,7 +267,7 @@ class EvaluatorLoop:
                 running = self._advance(running)
 
     def _beat(self) -> None:
-        self.slot[HEARTBEAT_NS] = time.monotonic_ns()
+        self.store.beat()
         self.slot[CPU_NS] = self._cpu_before + time.process_time_ns()
 
     def _sync_target(self) -> bool:

@@ -11,7 +11,6 @@ halves; with this package's networks it does not: benchmarks/results/model_paral
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -124,7 +123,8 @@ class Stage:
 
     @contextmanager
     def _pass(self) -> Iterator[None]:
-        self.store.slot[PHASE], self.store.slot[HEARTBEAT_NS] = LEARNING, time.monotonic_ns()
+        self.store.slot[PHASE] = LEARNING
+        self.store.beat()
         try:
             yield
         except RuntimeError as error:
@@ -166,7 +166,7 @@ class LastStage(Stage):
     def serve(self, lr: float) -> None:
         """One round: its half of the pass, if there is one, and its slice of the update."""
         number = self.rounds[1, GIVEN] + 1
-        self.store.slot[HEARTBEAT_NS] = time.monotonic_ns()
+        self.store.beat()
         self.store.wait(lambda: self.rounds[0, (ASKED, GIVEN)].max() >= number)
         if self.rounds[0, ASKED] >= number:
             with self._pass():
