@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from async_dqn.algorithms.registry import build_algorithm
 from async_dqn.config.config import UserError
+from async_dqn.config.extension import bring, find
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make
 from async_dqn.envs.actions import action_table
@@ -41,18 +42,28 @@ Env = str | Callable[..., gymnasium.Env]
 
 
 class AsyncDQN:
-    """A Q-learning agent; `env` is a registered id, an environment class or a picklable factory.
+    """A Q-learning agent; `env` is a registered id, an environment class or a factory.
+
+    `algorithm`, `network`, `exploration` and `target` may be objects of your own
+    (docs/extending.md). `callback` is that of `learn`.
 
     Raises UserError (one line: what is wrong; what to do) for settings or environments that
     cannot work.
     """
 
     @as_found()
-    def __init__(self, env: Env = "CartPole-v1", **settings: Any):
+    def __init__(
+        self,
+        env: Env = "CartPole-v1",
+        callback: Callback | Sequence[Callback] | None = None,
+        **settings: Any,
+    ):
         self._factory = None if isinstance(env, str) else env
         name = env if isinstance(env, str) else EnvSpec(env).name
         make.check_env_id(env, settings.get("import_modules", ()))
-        self.config, self._explicit = resolve({**settings, "env": name})
+        self._callback = callback
+        named, self._objects = bring({**settings, "env": name})
+        self.config, self._explicit = resolve(named, objects=self._objects)
         self.run: Path | None = None
         self._build()
         torch.manual_seed(self.config.run.seed)
@@ -74,10 +85,10 @@ class AsyncDQN:
         Workers are processes: call it under `if __name__ == "__main__":`.
         Raises UserError; RuntimeError if the run failed.
         """
-        if multiprocessing.parent_process() is not None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
             # A child imports the user's script and came upon this call; the trainer says so.
             raise SystemExit(2)
-        called = _as_one(callback)
+        called = _as_one(self._callback if callback is None else callback)
         changes: dict[str, Any] = {"quiet": not progress_bar}
         if total_steps is not None:
             changes["steps"] = total_steps
@@ -85,7 +96,9 @@ class AsyncDQN:
             changes["resume"] = str(self.run)
         config = self.config.with_settings(changes)
         explicit = self._explicit | {"run.steps"}
-        outcome = training.train(config, explicit, self._factory, called, in_own_process=False)
+        outcome = training.train(
+            config, explicit, self._factory, called, in_own_process=False, objects=self._objects
+        )
         self.run = outcome.run
         self._load(checkpoint.load(checkpoint.resolve(outcome.run)))
         if outcome.exit_code == 130:
@@ -137,7 +150,7 @@ class AsyncDQN:
         task = self.task
         if seed is not None:
             config = task.config.with_settings({"seed": seed})
-            task = Task(config, task.spec, task.info, task.architecture)
+            task = replace(task, config=config)
         player = Player(task, self.network, episodes)
         with contextlib.closing(player):
             task.seed_globals(CONFIRMATION)
@@ -164,12 +177,17 @@ class AsyncDQN:
     @classmethod
     @as_found()
     def load(
-        cls, path: str | Path, env: Env | None = None, import_modules: Sequence[str] = ()
+        cls,
+        path: str | Path,
+        env: Env | None = None,
+        import_modules: Sequence[str] = (),
+        **objects: Any,
     ) -> Self:
         """Load a run folder (its latest checkpoint) or one checkpoint.
 
-        `import_modules` register its environment; those that the run was trained with are named
-        where they are missing, never imported by themselves.
+        `import_modules` register its environment and hold its algorithm or network, if those are
+        not of this program; what is missing is named, never imported by itself. `objects`
+        (`algorithm`, `network`, `exploration`, `target`) stand in for what cannot be imported.
 
         `env` is needed for agents whose environment was a class or factory; another id than that
         of training is played instead of it. Raises UserError.
@@ -180,7 +198,8 @@ class AsyncDQN:
         # A stored configuration is never trusted for imports.
         fresh = {"import_modules": tuple(import_modules), "run_name": None}
         agent.config = stored.with_settings(fresh)
-        agent._explicit = frozenset()
+        agent._explicit, agent._callback = frozenset(), None
+        agent._objects = objects
         if isinstance(env, str) and env != agent.config.environment.env:
             other = {"env": env, "env_arg": {}, "max_episode_steps": None}
             agent.config = agent.config.with_settings(other)
@@ -201,11 +220,13 @@ class AsyncDQN:
 
     def _build(self) -> None:
         """The parts that follow from the settings: environment facts and network shape."""
+        modules = self.config.environment.import_modules
+        own = find(self.config.by_name(), self._objects, modules)
         spec = EnvSpec.of(self.config.environment, self._factory)
         info = make.probe(spec)
-        self.task = Task(self.config, spec, info, architecture.choose(self.config, info))
+        self.task = Task(self.config, spec, info, architecture.choose(self.config, info), own)
         self._space, self._actions = _interface(spec, info)
-        self._algorithm = build_algorithm(self.config)
+        self._algorithm = self.task.algorithm
         self._generator = np.random.default_rng()
 
     def _load(self, found: checkpoint.Checkpoint) -> None:

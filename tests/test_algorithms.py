@@ -15,7 +15,7 @@ from async_dqn.algorithms.exploration import BOLTZMANN
 from async_dqn.algorithms.munchausen import Munchausen
 from async_dqn.algorithms.one_step_sarsa import Sarsa
 from async_dqn.algorithms.q_learning import QLearning
-from async_dqn.algorithms.registry import ALGORITHMS, build_algorithm
+from async_dqn.algorithms.registry import BUILDERS, build_algorithm
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.config.config import Config
 from async_dqn.networks.architecture import Architecture
@@ -359,7 +359,7 @@ def test_registry_builds_what_the_settings_say() -> None:
     def built(**settings):
         return build_algorithm(Config.from_flat(settings))
 
-    assert {name: built(algorithm=name) for name in ALGORITHMS} == {
+    assert {name: built(algorithm=name) for name in BUILDERS} == {
         "one-step-q": QLearning(lam=0.0),
         "one-step-sarsa": Sarsa(lam=0.0),
         "n-step-q": QLearning(lam=1.0),

@@ -167,7 +167,7 @@ MISTAKES = [
     ("unknown method ''; choose <mode>-<algorithm> of modes async,", f"{GOOD},"),
     ("unknown method 'cartpole'", "cartpole"),  # a preset for an environment is no method
     (f"method '{GOOD}' is named twice; drop one", GOOD, f"{GOOD}"),
-    ("method async-a3c:--replay uniform: a3c's gradient", "async-a3c:--replay uniform"),
+    ("method async-a3c:--replay uniform: one-step-sarsa, a3c and", "async-a3c:--replay uniform"),
     ("method async-a3c:--lam 0.5: --lam", "async-a3c:--lam 0.5"),
     ("method async-a3c:--seed 3: --seed is not a method's own", "async-a3c:--seed 3"),
     ("method 'async-a3c:--lr \"1': No closing quotation", 'async-a3c:--lr "1'),

@@ -40,6 +40,29 @@ class Schedule(NamedTuple):
         return self._replace(finals=self.finals[worker * count : (worker + 1) * count])
 
 
+class OwnSchedule(NamedTuple):
+    """The same by a `rule(step, count)` of the user's: epsilons [count], or one for all."""
+
+    rule: Callable[[int, int], Any]
+    count: int
+    first: int = 0
+    last: int | None = None
+
+    def at(self, step: int) -> Floats:
+        """The values [B] at a GLOBAL step. Raises ValueError where one is no epsilon."""
+        values = np.asarray(self.rule(step, self.count), np.float32)
+        if values.shape not in ((), (self.count,)) or not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(
+                f"at step {step} exploration gave {values!r}; one number within [0, 1] is wanted, "
+                f"or {self.count} of them"
+            )
+        return np.broadcast_to(values, self.count)[self.first : self.last]
+
+    def of(self, worker: int, count: int) -> "OwnSchedule":
+        """The part of one worker with `count` environments."""
+        return self._replace(first=worker * count, last=(worker + 1) * count)
+
+
 def schedule(exploration: Any, count: int) -> Schedule:
     """The schedule of all `count` environments for the exploration settings."""
     start, final = exploration.epsilon_start, exploration.epsilon_final

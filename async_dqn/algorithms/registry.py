@@ -1,6 +1,7 @@
 """The registry: `--algorithm NAME` and its variants -> the object that acts and has the loss."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,7 +52,7 @@ def _common(config: Config) -> dict[str, Any]:
     return {"rescaled": config.algorithm.value_rescaling, "policy": policy}
 
 
-ALGORITHMS: dict[str, Callable[[Config], Algorithm]] = {
+BUILDERS: dict[str, Callable[[Config], Algorithm]] = {
     "one-step-q": _q_learning(lambda config: 0.0),
     "one-step-sarsa": lambda config: Sarsa(lam=0.0, **_common(config)),
     "n-step-q": _q_learning(lambda config: 1.0),
@@ -60,6 +61,16 @@ ALGORITHMS: dict[str, Callable[[Config], Algorithm]] = {
 }
 
 
-def build_algorithm(config: Config) -> Algorithm:
-    """Build the algorithm that the settings name."""
-    return ALGORITHMS[config.algorithm.algorithm](config)
+def build_algorithm(config: Config, own: Any = None) -> Algorithm:
+    """Build the algorithm that the settings name; `own` is that of the user, if it is theirs.
+
+    One built on `QLearning` gets the variants that its traits declare.
+    """
+    if own is None:
+        return BUILDERS[config.algorithm.algorithm](config)
+    if not isinstance(own, QLearning):
+        return own
+    fields = {"double": config.algorithm.double, **_common(config)}
+    variants = {"double": "double", "rescaled": "value_rescaling", "policy": "boltzmann"}
+    taken = {n: value for n, value in fields.items() if variants[n] in own.traits.variants}
+    return replace(own, **taken)

@@ -1,11 +1,13 @@
 """What `compare` can put side by side: names of methods, and the command that runs each.
 
-A method is `<mode>-<algorithm>`, or a preset for no environment in particular, or a peer from
-another library. Further options may follow a colon, as in "async-q-lambda:--lam 0.8"; a peer
-takes only a budget of its own there, as in "sb3-dqn:--steps 100_000".
+A method is `<mode>-<algorithm>` (the user's own as module:name), or a preset for no environment in
+particular, or a peer from another library. Further options may follow a colon, as in
+"async-q-lambda:--lam 0.8"; a peer takes only a budget of its own there, as in
+"sb3-dqn:--steps 100_000".
 """
 
 import importlib.util
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any
 
 from async_dqn.config import presets
 from async_dqn.config.config import SETTINGS, UserError
-from async_dqn.config.fields import did_you_mean, either, show
+from async_dqn.config.fields import did_you_mean, either, is_foreign, show
 from async_dqn.config.options import parse_train
 from async_dqn.report.results import run_name
 
@@ -54,7 +56,7 @@ def contenders(
     ]
     found = []
     for label in labels:
-        name, _, options = label.partition(":")
+        name, options = _parts(label)
         own = _split(label, options)
         settings = _settings(own, f"method {label}", COMMON - {"steps"})
         if name in PEERS:
@@ -77,8 +79,10 @@ def names() -> list[str]:
 def _check_labels(labels: Sequence[str]) -> None:
     safe: dict[str, str] = {}
     for label in labels:
-        name = label.partition(":")[0]
-        if name not in names():
+        name = _parts(label)[0]
+        mode, _, algorithm = name.partition("-")
+        is_own = mode in SETTINGS["mode"].choices and is_foreign(algorithm)
+        if name not in names() and not is_own:
             hint = did_you_mean(name, names())
             modes, algorithms = SETTINGS["mode"].choices, SETTINGS["algorithm"].choices
             raise UserError(
@@ -92,6 +96,12 @@ def _check_labels(labels: Sequence[str]) -> None:
         if len(folder) > 80:
             raise UserError(f"method {show(label)}: too many options for a name; make a preset")
         safe[folder] = label
+
+
+def _parts(label: str) -> tuple[str, str]:
+    """The method's name, in which there may be a colon, and the options after one."""
+    name, *options = re.split(r":(?=\s*-|$)", label, maxsplit=1)
+    return name, "".join(options)
 
 
 def _pairs() -> Iterator[str]:
@@ -154,7 +164,7 @@ def _is_of_environment(word: str) -> bool:
 
 
 def _check_peer(label: str, settings: Mapping[str, Any]) -> None:
-    name, _, options = label.partition(":")
+    name, options = _parts(label)
     if settings.keys() - {"steps"}:
         raise UserError(f"{name} has its own settings, but for --steps; drop {show(options)}")
     if importlib.util.find_spec(PEERS[name]) is None:

@@ -6,13 +6,18 @@ The machinery under `config`, which holds the settings themselves.
 import dataclasses
 import math
 import numbers
+import os
 import re
+import sysconfig
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+FOREIGN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.<>]*")  # module:name of the user's own code
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # What other libraries (Stable-Baselines3, its zoo, CleanRL) call settings of ours.
 ELSEWHERE = {
@@ -41,6 +46,13 @@ ELSEWHERE = {
     "save_freq": "checkpoint_every",
     "num_workers": "workers",
 }
+NOT_THE_USERS = tuple(
+    f"{folder}{os.sep}"
+    for folder in (
+        Path(__file__).resolve().parents[1],
+        *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
+    )
+)
 RESERVED_ON_WINDOWS = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
@@ -78,9 +90,14 @@ def setting(
     choices: Mapping[str, str] | None = None,
     within: Range | None = None,
     default_words: str = "",
+    is_open: bool = False,
 ) -> Any:
-    """A dataclass field that carries its documentation; a callable default is a factory."""
+    """A dataclass field that carries its documentation; a callable default is a factory.
+
+    One that `is_open` takes, beside its choices, the name of the user's own code.
+    """
     about = {
+        "is_open": is_open,
         "help": help,
         "unit": unit,
         "choices": choices or {},
@@ -105,6 +122,7 @@ class Setting:
     unit: str
     choices: Mapping[str, str]
     within: Range | None
+    is_open: bool
     default: str  # in words
 
     @classmethod
@@ -158,6 +176,11 @@ def check(about: Setting, value: Any, label: str = "") -> Any:
     return _CHECKS[about.kind](about, value, label)
 
 
+def is_foreign(name: str) -> bool:
+    """Whether a value names the user's own code."""
+    return FOREIGN.fullmatch(name) is not None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean NAME?` for what other libraries call `word`, or the known name nearest to it;
     else nothing."""
@@ -202,8 +225,19 @@ def one_line(text: str) -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """Kind and message of an exception on one line, `ValueError: no such seed`."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """Kind and message of an exception on one line, `my_env.py:12: ValueError: no such seed`.
+
+    The place is the innermost in code of the user's, if there is any.
+    """
+    places = traceback.extract_tb(error.__traceback__)
+    own = [p for p in places if not p.filename.startswith((*NOT_THE_USERS, "<frozen "))]
+    where = f"{_short(own[-1].filename)}:{own[-1].lineno}: " if own else ""
+    return f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _short(path: str) -> str:
+    """Relative, where that is shorter."""
+    return min(path, path if path.startswith("<") else os.path.relpath(path), key=len)
 
 
 def either(names: Iterable[str]) -> str:
@@ -253,12 +287,15 @@ def _check_switch(about: Setting, value: Any, label: str) -> bool:
 def _check_text(about: Setting, value: Any, label: str) -> str:
     if not isinstance(value, str):
         raise refuse(label, "text", value)
+    if about.is_open and is_foreign(value):
+        return value
     if about.choices and value not in about.choices:
         where = "" if label.startswith("--") else f"{label}: "
         noun = about.name.replace("_", " ")
         hint = did_you_mean(value.lower(), about.choices)
         choose = f"{hint} Choose" if hint else "; choose"
-        raise UserError(f"{where}unknown {noun} {show(value)}{choose} {either(about.choices)}")
+        names = either(about.choices)
+        raise UserError(f"{where}unknown {noun} {show(value)}{choose} {names}")
     if not value or "\0" in value:
         raise refuse(label, "text, not empty and without null characters", value)
     return value

@@ -101,7 +101,7 @@ def _default(about: Setting) -> str:
 
 def _metavar(about: Setting) -> str:
     if about.choices:
-        return "{" + ",".join(about.choices) + "}"
+        return "{" + ",".join([*about.choices, *about.is_open * ("MODULE:NAME",)]) + "}"
     metavar = METAVARS_BY_NAME.get(about.name, METAVARS[about.kind])
     metavar += "|none" if about.optional and about.kind in (int, float) else ""
     return f"{metavar}|auto" if about.name in FOLLOWING else metavar

@@ -14,8 +14,10 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from async_dqn.config import extension
 from async_dqn.config.config import (
     SECTIONS,
     SETTINGS,
@@ -34,6 +36,7 @@ NEEDS = {
     "distributional": {"[!n]*": {"lam": 1.0}},
     "noisy": {"true": {"minibatches": 1}},
     "replay": {"[!n]*": {"minibatches": 1}},
+    "on_policy": {"true": {"epochs": 1, "minibatches": 1}},
     "model_parallel": {"true": {"epochs": 1, "minibatches": 1}},
 }
 MAX_BYTES = 1_000_000
@@ -54,6 +57,10 @@ class Preset:
     def for_choices(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """Its settings where those in `chosen` are given."""
         values = {**self.settings, **chosen}
+        if "algorithm" in values:
+            traits = extension.traits_of(values["algorithm"])
+            values["algorithm"] = traits.like or values["algorithm"]
+            values["on_policy"] = traits.on_policy
         fitting = (
             table
             for name, tables in (*self.tables.items(), *NEEDS.items())
@@ -69,17 +76,22 @@ def _key(value: Any) -> str:
 
 
 def resolve(
-    flat: Mapping[str, Any], config_file: str | None = None, preset: str | None = None
+    flat: Mapping[str, Any],
+    config_file: str | None = None,
+    preset: str | None = None,
+    objects: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Config, frozenset[str]]:
     """Merge all sources of settings.
 
-    `flat` holds setting names and values from the command line or the API. Returns the
-    configuration and the dotted names of the settings that `flat` or the file gave. Raises
-    UserError for anything unknown, malformed or contradictory in any source.
+    `flat` holds setting names and values from the command line or the API, `objects` the user's
+    own code that some of them name (`extension.bring`). Returns the configuration and the dotted
+    names of the settings that `flat` or the file gave. Raises UserError for anything unknown,
+    malformed or contradictory in any source.
     """
     given = {name: _check_given(name, value) for name, value in flat.items()}
     chosen = merge(read_config(config_file) if config_file else {}, given)
     chosen = {name: value for name, value in chosen.items() if not _is_auto(name, value)}
+    extension.find(chosen, objects, chosen.get("import_modules", ()))
     tuned = _tuned(chosen, load(preset) if preset else None)
     reference = tuned.get("workers", REFERENCE)
     config = Config.shared_out(merge(tuned, chosen), chosen.keys(), reference)

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from async_dqn.config.fields import UserError, either
+from async_dqn.config.extension import ALGORITHMS, OPEN, Traits, takers, traits_of
+from async_dqn.config.fields import UserError, either, is_foreign
 
 Config = Any  # `config.Config`, which is built on this module
-
-VALUE_METHODS = ("one-step-q", "n-step-q", "q-lambda")
 
 
 class Rule(NamedTuple):
@@ -17,11 +16,22 @@ class Rule(NamedTuple):
     reason: str
 
 
-def _is(algorithm: str) -> Callable[[Config], bool]:
-    return lambda config: config.algorithm.algorithm == algorithm
+def _traits(config: Config) -> Traits:
+    return traits_of(config.algorithm.algorithm)
 
 
-SARSA, A3C = _is("one-step-sarsa"), _is("a3c")
+def _takes(variant: str) -> Callable[[Config], bool]:
+    return lambda config: variant in _traits(config).variants
+
+
+def _on_policy(config: Config) -> bool:
+    return _traits(config).on_policy
+
+
+def _foreign(config: Config) -> bool:
+    """Whether the loss or the layers are the user's own."""
+    return is_foreign(config.algorithm.algorithm) or is_foreign(config.network.network)
+
 
 RULES = (
     Rule(
@@ -29,12 +39,12 @@ RULES = (
         "--double needs a target network; drop --target-sync-steps none",
     ),
     Rule(
-        lambda c: c.algorithm.double and (SARSA(c) or A3C(c) or c.algorithm.munchausen),
+        lambda c: c.algorithm.double and (not _takes("double")(c) or c.algorithm.munchausen),
         "--double corrects the maximum over actions, which one-step-sarsa, a3c and --munchausen "
         "do not take; drop --double",
     ),
     Rule(
-        lambda c: c.algorithm.munchausen and (SARSA(c) or A3C(c)),
+        lambda c: c.algorithm.munchausen and not _takes("munchausen")(c),
         "--munchausen replaces the maximum of Q-learning; choose one-step-q, n-step-q or q-lambda",
     ),
     Rule(
@@ -47,11 +57,14 @@ RULES = (
         "the units; drop one",
     ),
     Rule(
-        lambda c: A3C(c) and (c.network.dueling or c.network.distributional != "none"),
+        lambda c: (
+            _traits(c).head == "actor-critic"
+            and (c.network.dueling or c.network.distributional != "none")
+        ),
         "a3c learns a policy and a state value, not Q-values; drop --dueling and --distributional",
     ),
     Rule(
-        lambda c: A3C(c) and c.algorithm.value_rescaling,
+        lambda c: c.algorithm.value_rescaling and not _takes("value_rescaling")(c),
         "a3c needs advantages in units of the reward; drop --value-rescaling",
     ),
     Rule(
@@ -64,7 +77,7 @@ RULES = (
         "choose --lam 1 or n-step-q",
     ),
     Rule(
-        lambda c: c.network.distributional != "none" and SARSA(c),
+        lambda c: c.network.distributional != "none" and not _takes("distributional")(c),
         "--distributional needs one action at the end of a return, one-step-sarsa takes an "
         "expectation at truncations; drop one",
     ),
@@ -73,14 +86,9 @@ RULES = (
         "--v-min must lie below --v-max",
     ),
     Rule(
-        lambda c: c.replay.replay != "none" and SARSA(c),
-        "one-step-sarsa learns the policy it follows now, replay holds actions of older ones; "
-        "drop --replay or choose one-step-q",
-    ),
-    Rule(
-        lambda c: c.replay.replay != "none" and A3C(c),
-        "a3c's gradient holds for actions of its present policy, replay has older ones; "
-        "drop --replay",
+        lambda c: c.replay.replay != "none" and _on_policy(c),
+        "one-step-sarsa, a3c and others that are on-policy learn of the policy that acts now, "
+        "replay holds actions of older ones; drop --replay or choose one-step-q",
     ),
     Rule(
         lambda c: c.replay.replay != "none" and c.network.recurrent,
@@ -88,9 +96,9 @@ RULES = (
         "parameters; drop --replay",
     ),
     Rule(
-        lambda c: c.parallel.epochs * c.parallel.minibatches > 1 and (SARSA(c) or A3C(c)),
-        "one-step-sarsa and a3c learn of the policy that acted, which the first update changes; "
-        "drop --epochs and --minibatches",
+        lambda c: c.parallel.epochs * c.parallel.minibatches > 1 and _on_policy(c),
+        "one-step-sarsa, a3c and others that are on-policy learn of the policy that acted, which "
+        "the first update changes; drop --epochs and --minibatches",
     ),
     Rule(
         lambda c: c.parallel.minibatches > c.parallel.envs_per_worker,
@@ -132,9 +140,12 @@ RULES = (
         "--model-parallel has one set of parameters; drop --sync-average",
     ),
     Rule(
-        lambda c: c.parallel.model_parallel and (A3C(c) or c.network.distributional != "none"),
+        lambda c: (
+            c.parallel.model_parallel
+            and (_traits(c).head != "q" or c.network.distributional != "none" or _foreign(c))
+        ),
         "--model-parallel has the squared error of a value in its last stage; choose another "
-        "algorithm than a3c, drop --distributional",
+        "algorithm than a3c or your own, drop --distributional",
     ),
     Rule(
         lambda c: c.parallel.model_parallel and (c.network.recurrent or c.network.noisy),
@@ -161,9 +172,21 @@ RULES = (
         lambda c: c.parallel.model_parallel and c.run.device != "cpu",
         "--model-parallel splits the network between processes on the CPU; drop --device",
     ),
+    Rule(
+        lambda c: c.optimizer.target != "copy" and c.optimizer.target_sync_steps is None,
+        "--target needs an interval at which it changes; add --target-sync-steps N",
+    ),
+    Rule(
+        lambda c: c.optimizer.target == "average" and c.network.distributional != "none",
+        "--target average averages Q-values, not distributions; drop one",
+    ),
+    Rule(
+        lambda c: c.optimizer.target != "copy" and c.parallel.model_parallel,
+        "--model-parallel has a target network of one piece; drop --target",
+    ),
 )
 
-# Settings that do nothing unless another has a certain value.
+# Settings that do nothing unless another has a certain value; the user's own code is none of them.
 ACTS_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "sync_average": ("mode", ("sync",)),
     "sync_every": ("sync_average", ("params",)),
@@ -172,14 +195,19 @@ ACTS_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "max_staleness": ("mode", ("async", "serial")),
     "hang_timeout": ("mode", ("async", "sync")),
     "min_workers": ("mode", ("async",)),
-    "lam": ("algorithm", ("q-lambda",)),
-    "trace": ("algorithm", ("q-lambda",)),
-    "entropy_weight": ("algorithm", ("a3c",)),
-    "exploration": ("algorithm", (*VALUE_METHODS, "one-step-sarsa")),
+    "lam": ("algorithm", takers("lam")),
+    "trace": ("algorithm", takers("trace")),
+    "entropy_weight": ("algorithm", takers("entropy_weight")),
+    "exploration": (
+        "algorithm",
+        tuple(name for name, traits in ALGORITHMS.items() if not traits.explores_itself),
+    ),
     "epsilon_start": ("exploration", ("ladder", "apex", "epsilon", "noisy")),
     "epsilon_final": ("exploration", ("epsilon",)),
     "temperature_start": ("exploration", ("boltzmann",)),
     "temperature_final": ("exploration", ("boltzmann",)),
+    "target_tau": ("target", ("polyak",)),
+    "target_networks": ("target", ("average",)),
     "atoms": ("distributional", ("categorical", "quantile")),
     "v_min": ("distributional", ("categorical",)),
     "v_max": ("distributional", ("categorical",)),
@@ -189,10 +217,12 @@ ACTS_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "priority_exponent": ("replay", ("prioritized",)),
     "priority_beta": ("replay", ("prioritized",)),
 }
+OF_OUR_NETWORKS = ("hidden", "layer_norm", "precision")
 
 
 def check_combination(config: Config) -> None:
     """Raise UserError, with the reason, for settings that make no sense together."""
+    _check_variants(config)
     for rule in RULES:
         if rule.refused(config):
             raise UserError(rule.reason)
@@ -203,15 +233,40 @@ def check_combination(config: Config) -> None:
         raise UserError(f"--epsilon-final {final:g} {hint}")
 
 
+def _check_variants(config: Config) -> None:
+    """An algorithm of the user's is built without those that its traits do not declare."""
+    name, asked = config.algorithm.algorithm, config.by_name()
+    if not is_foreign(name):
+        return
+    asked |= {asked["exploration"]: True}  # boltzmann
+    for variant in ("double", "munchausen", "value_rescaling", "distributional", "boltzmann"):
+        if asked.get(variant, False) not in (False, "none") and not _takes(variant)(config):
+            raise UserError(
+                f"algorithm {name} does not declare {variant} among the variants of its traits; "
+                f"drop {'--exploration ' * (variant == 'boltzmann') or '--'}"
+                f"{variant.replace('_', '-')}"
+            )
+
+
 def check_acts(given: Mapping[str, Any], values: Mapping[str, Any], known: Collection[str]) -> None:
     """Refuse settings the user typed that would do nothing; `values` has all, by name.
 
     Only settings in `known` decide: a resumed run brings others of its own.
     """
-    for name in given.keys() & ACTS_ONLY_WITH.keys():
+    for name in given:
+        option = "--" + name.replace("_", "-")
+        opened = name.removesuffix("_arg")
+        if name != opened and opened in OPEN and opened in known and not is_foreign(values[opened]):
+            raise UserError(f"{option} is for your own --{opened} module:name; drop {option}")
+        if name in OF_OUR_NETWORKS and "network" in known and is_foreign(values["network"]):
+            raise UserError(f"{option} is of our networks, not of your own; drop {option}")
+        if name not in ACTS_ONLY_WITH:
+            continue
         other, allowed = ACTS_ONLY_WITH[name]
-        if other in known and values[other] not in allowed:
-            option = "--" + name.replace("_", "-")
+        acts = values[other] in allowed
+        if name == "exploration":
+            acts = not traits_of(values["algorithm"]).explores_itself
+        if other in known and not acts:
             raise UserError(
                 f"{option} {given[name]} acts only with --{other} {either(allowed)} "
                 f"(this run: {values[other]}); drop {option} or choose {either(allowed)}"

@@ -78,6 +78,10 @@ class AlgorithmConfig(Section):
             "q-lambda": "Q(lambda): returns of all lengths, mixed by --lam",
             "a3c": "advantage actor-critic: a policy and a state value",
         },
+        is_open=True,
+    )
+    algorithm_arg: dict[str, Any] = setting(  # noqa: RUF009
+        dict, "argument of an algorithm of your own; may be repeated", default_words="none"
     )
     lam: float = setting(
         0.65, "mix of the returns, 0 = one-step, 1 = n-step; q-lambda only", within=UNIT_INTERVAL
@@ -117,6 +121,10 @@ class NetworkConfig(Section):
             "impala": "residual convolutions (Espeholt et al. 2018)",
             "conv": "convolutions for images of any size",
         },
+        is_open=True,
+    )
+    network_arg: dict[str, Any] = setting(  # noqa: RUF009
+        dict, "argument of a network of your own; may be repeated", default_words="none"
     )
     hidden: tuple[int, ...] = setting(
         (128, 128), "widths of the layers of an mlp", unit="units", within=WIDTHS
@@ -214,6 +222,25 @@ class OptimizerConfig(Section):
         unit="global steps",
         within=COUNT_OR_NONE,
     )
+    target: str = setting(
+        "copy",
+        "the target network after each interval",
+        choices={
+            "copy": "the parameters of that moment",
+            "polyak": "moved towards them by --target-tau",
+            "average": "the mean Q-values of the last --target-networks copies",
+        },
+        is_open=True,
+    )
+    target_arg: dict[str, Any] = setting(  # noqa: RUF009
+        dict, "argument of a target of your own; may be repeated", default_words="none"
+    )
+    target_tau: float = setting(
+        0.005, "share of the parameters in a polyak target", within=UNIT_INTERVAL
+    )
+    target_networks: int = setting(
+        5, "copies that an average target keeps", unit="networks", within=FROM_TWO
+    )
 
 
 @dataclass(frozen=True)
@@ -230,6 +257,10 @@ class ExplorationConfig(Section):
             "boltzmann": "actions drawn from softmax(Q / temperature)",
             "noisy": "the noise of --noisy; epsilon falls to 0",
         },
+        is_open=True,
+    )
+    exploration_arg: dict[str, Any] = setting(  # noqa: RUF009
+        dict, "argument of an exploration of your own; may be repeated", default_words="none"
     )
     epsilon_start: float = setting(1.0, "epsilon of the first step", within=UNIT_INTERVAL)
     epsilon_final: float = setting(

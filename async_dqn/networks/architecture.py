@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from async_dqn.config.config import Config, UserError
 from async_dqn.config.cores import has_bfloat16
+from async_dqn.config.extension import traits_of
+from async_dqn.config.fields import is_foreign
 
 NETWORKS = {
     "linear": "no hidden layer, for vectors; a table where observations are Discrete",
@@ -22,7 +24,7 @@ FOR_VECTORS = ("linear", "mlp")
 class Architecture:
     """Everything that fixes a network's parameters; stored with every checkpoint."""
 
-    network: str
+    network: str  # of NETWORKS, or module:name of the user's own
     observation_shape: tuple[int, ...]  # (n,) or channels first (C, H, W)
     scale: float  # raw observations are multiplied with it
     num_actions: int
@@ -50,9 +52,11 @@ def choose(config: Config, info) -> Architecture:
     """
     network, shape = config.network, tuple(info.observation_shape)
     name = _by_shape(shape) if network.network == "auto" else network.network
-    _check_fit(name, shape)
+    if not is_foreign(name):
+        _check_fit(name, shape)
     if network.input_scaling and info.low is None:
         raise UserError("--input-scaling needs a vector with finite bounds; drop it")
+    is_ours = len(shape) == 3 and not is_foreign(name)
     return Architecture(
         network=name,
         observation_shape=shape,
@@ -61,7 +65,7 @@ def choose(config: Config, info) -> Architecture:
         hidden=tuple(network.hidden),
         layer_norm=True if network.layer_norm is None else network.layer_norm,
         dueling=network.dueling,
-        bfloat16=len(shape) == 3 and network.precision == "bfloat16" and has_bfloat16(),
+        bfloat16=is_ours and network.precision == "bfloat16" and has_bfloat16(),
         head=_head(config),
         atoms=network.atoms,
         v_min=network.v_min,
@@ -74,8 +78,9 @@ def choose(config: Config, info) -> Architecture:
 
 
 def _head(config: Config) -> str:
-    if config.algorithm.algorithm == "a3c":
-        return "actor-critic"
+    head = traits_of(config.algorithm.algorithm).head
+    if head != "q":
+        return head
     distributional = config.network.distributional
     return "q" if distributional == "none" else distributional
 

@@ -6,7 +6,7 @@ Initialisation is stated where the layers are: `torsos`, `heads`, `noisy`; the L
 default, all weights and biases uniform within 1 / sqrt(its width).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -30,14 +30,14 @@ class QNetwork(nn.Module):
 
     The LSTM (DRQN, Hausknecht & Stone 2015) follows the torso's last layer and is as wide as that;
     as wide as the last of `hidden` where the torso has no layer. It has no noise of its own in
-    noisy networks. Without it the state is None.
+    noisy networks. Without it the state is None. `torso` builds one of the user's.
     """
 
-    def __init__(self, architecture: Architecture):
+    def __init__(self, architecture: Architecture, torso: Callable | None = None):
         super().__init__()
         self.scale, self.noisy = architecture.scale, architecture.noisy
         self.bfloat16 = architecture.bfloat16
-        self.torso, features = build_torso(architecture)
+        self.torso, features = build_torso(architecture, torso)
         self.cell = None
         if architecture.recurrent:
             width = architecture.hidden[-1] if architecture.network == "linear" else features
@@ -143,6 +143,48 @@ class OnDevice(nn.Module):
         """`QNetwork.unroll`."""
         state = _moved(state, self.device)
         return _to_host(*self.net.unroll(obs.to(self.device), state, starts.to(self.device)))
+
+
+class AveragedNetwork(nn.Module):
+    """The mean Q-values of several networks, which have no distributions.
+
+    Their states, if they are recurrent, lie side by side.
+    """
+
+    def __init__(self, nets: Sequence[QNetwork | OnDevice]):
+        super().__init__()
+        self.nets, self.noisy = nn.ModuleList(nets), nets[0].noisy
+
+    def forward(
+        self, obs: torch.Tensor, state: State | None = None
+    ) -> tuple[QOutput, State | None]:
+        """`QNetwork.forward`."""
+        return self._mean([net(obs, own) for net, own in zip(self.nets, self._own(state))])
+
+    def unroll(
+        self, obs: torch.Tensor, state: State, starts: torch.Tensor
+    ) -> tuple[QOutput, State]:
+        """`QNetwork.unroll`; `state` is that of one network, with which all begin."""
+        return self._mean([net.unroll(obs, state, starts) for net in self.nets])
+
+    def draw_noise(self, rows: int, generator: torch.Generator) -> None:
+        """`QNetwork.draw_noise`."""
+        for net in self.nets:
+            net.draw_noise(rows, generator)
+
+    def _own(self, state: State | None) -> Sequence[State | None]:
+        count = len(self.nets)
+        if state is None:
+            return [None] * count
+        return list(zip(*(part.chunk(count, -1) for part in state), strict=True))
+
+    def _mean(self, results: Sequence[tuple]) -> tuple[QOutput, State | None]:
+        outputs, states = zip(*results, strict=True)
+        q_values = torch.stack([output.q_values for output in outputs]).mean(0)
+        if states[0] is None:
+            return QOutput(q_values), None
+        hidden, cell = (torch.cat(parts, -1) for parts in zip(*states, strict=True))
+        return QOutput(q_values), (hidden, cell)
 
 
 def restarted(state: State | None, starts: NDArray[np.bool_]) -> State | None:

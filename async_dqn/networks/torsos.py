@@ -7,9 +7,12 @@ Initialisation is torch's default everywhere: dense layers and convolutions, wei
 uniform within 1 / sqrt(fan-in); norms start as the identity after normalising.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
+from async_dqn.config.fields import UserError, in_words
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.layers import LayerNorm, Linear, ReLU, Sequential
 from async_dqn.networks.noisy import NoisyLinear
@@ -24,8 +27,15 @@ SMALL_SIDE = 16  # up to here the ordinary layout is the faster one (docs/tuning
 RESIDUAL_STAGES = (16, 32, 32)  # channels, Espeholt et al. 2018, fig. 3
 
 
-def build_torso(architecture: Architecture) -> tuple[nn.Sequential, int]:
-    """The torso that the architecture names and the number of features [N, features] it gives."""
+def build_torso(
+    architecture: Architecture, own: Callable[[tuple[int, ...]], nn.Module] | None = None
+) -> tuple[nn.Sequential, int]:
+    """The torso that the architecture names and the number of features [N, features] it gives.
+
+    `own` builds that of the user for the shape of an observation.
+    """
+    if own is not None:
+        return _own_torso(architecture, own)
     if len(architecture.observation_shape) == 1:
         return _vector_torso(architecture)
     if architecture.network == "impala":
@@ -35,6 +45,32 @@ def build_torso(architecture: Architecture) -> tuple[nn.Sequential, int]:
     else:
         stack, dense = CONVOLUTIONS[architecture.network]
     return _image_torso(architecture, *_plain_layers(architecture, stack), dense)
+
+
+def _own_torso(architecture: Architecture, build: Callable) -> tuple[nn.Sequential, int]:
+    """Raises UserError for what cannot be shared out to workers as a vector of parameters."""
+    shape, name = architecture.observation_shape, architecture.network
+    bounds = [] if architecture.low is None else [Bounds(architecture.low, architecture.high)]
+    try:
+        module = build(shape)
+        torso = Sequential(*bounds, module)
+        before = [buffer.clone() for buffer in torso.buffers()]
+        features = torso(torch.zeros(2, *shape))
+    except Exception as error:
+        raise UserError(
+            f"network {name} failed ({in_words(error)}); it is to build, for the shape {shape}, a "
+            "module that makes features [N, F] of observations [N, *shape]"
+        ) from error
+    if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != 2:
+        got = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features)
+        raise UserError(f"network {name} makes {got} of observations {(2, *shape)}, not [2, F]")
+    if any(p.dtype != torch.float32 or not p.requires_grad for p in torso.parameters()):
+        raise UserError(f"network {name} has parameters that are not float32, or are not learned")
+    if not all(map(torch.equal, before, torso.buffers())):
+        raise UserError(
+            f"network {name} keeps running statistics, which workers cannot share; use LayerNorm"
+        )
+    return torso, features.shape[1]
 
 
 class Bounds(nn.Module):

@@ -1,7 +1,8 @@
 """A network as one flat vector, and as named tensors for a checkpoint."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ class FlatNetwork:
     the module: it replaces the gradient views by None and silently cuts them off.
     """
 
-    def __init__(self, net: nn.Module, gradient: bool = True):
-        self.net = net
-        self.vector = torch.zeros(padded_size(net), device=next(net.parameters()).device)
+    def __init__(self, net: nn.Module, gradient: bool = True, vector: torch.Tensor | None = None):
+        self.net = net.train(gradient)
+        if vector is None:
+            vector = torch.zeros(padded_size(net), device=next(net.parameters()).device)
+        self.vector = vector
         self.gradient = torch.zeros_like(self.vector) if gradient else None
         start = 0
         for parameter in net.parameters():
@@ -31,6 +34,20 @@ class FlatNetwork:
             if self.gradient is not None:
                 parameter.grad = self.gradient[window].view(parameter.shape)
             start = window.stop
+
+    @classmethod
+    def joined(cls, nets: Sequence[nn.Module], whole: nn.Module) -> Self:
+        """Several networks of one size as one vector [networks, P], for no gradients.
+
+        `whole` is the module that they make up.
+        """
+        size = padded_size(nets[0])
+        flat = cls.__new__(cls)
+        flat.net, flat.gradient = whole, None
+        flat.vector = torch.zeros(len(nets) * size, device=next(nets[0].parameters()).device)
+        for net, part in zip(nets, flat.vector.split(size), strict=True):
+            cls(net, gradient=False, vector=part)
+        return flat
 
 
 def named_tensors(net: nn.Module, vector: torch.Tensor) -> dict[str, NDArray[np.float32]]:

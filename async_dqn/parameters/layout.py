@@ -24,11 +24,17 @@ SEATS = 20  # episodes that one player plays at once, at most
 
 
 def sections(
-    workers: int, size: int, optimizer_rows: int, shared: bool = True, players: int = 0
+    workers: int,
+    size: int,
+    optimizer_rows: int,
+    shared: bool = True,
+    players: int = 0,
+    targets: int = 1,
 ) -> tuple[Section, ...]:
     """The table of the block for these workers, `size` parameters (padded) and most players.
 
-    `optimizer_rows` state vectors are there once if `shared`, else once for every worker.
+    `optimizer_rows` state vectors are there once if `shared`, else once for every worker; so many
+    vectors make up the target network.
     """
     owners = 1 if shared else workers
     return (
@@ -40,7 +46,7 @@ def sections(
         Section("slots", "int64", (workers + 2 + players, SLOT_WORDS)),
         Section("theta", "float32", (size,)),
         Section("optimizer", "float32", (owners, optimizer_rows, size)),
-        *_double_buffer("target", size),
+        *_double_buffer("target", targets * size),
         *_double_buffer("snapshot", size),
         Section("seats", "int64", (players, SEATS)),  # written by the evaluator
         Section("results", "int64", (players, SEATS, 4)),  # a row by its player

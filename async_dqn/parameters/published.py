@@ -30,6 +30,11 @@ class DoubleBuffer:
         """The global step at which the newest vector was published."""
         return int(self._stamps[self.sequence & 1, 0])
 
+    @property
+    def newest(self) -> torch.Tensor:
+        """A view of the newest vector, for its writer alone."""
+        return self._halves[self.sequence & 1]
+
     def publish(self, vector: torch.Tensor, step: int) -> bool:
         """Publish a copy of `vector` stamped with its global step; False if it is not finite."""
         sequence = self.sequence + 1

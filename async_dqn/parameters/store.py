@@ -22,7 +22,9 @@ from async_dqn.parameters.layout import (
 )
 from async_dqn.parameters.optimizers import Optimizer
 from async_dqn.parameters.published import DoubleBuffer
+from async_dqn.parameters.target import Copy, Target
 
+COPY = Copy()
 LOOKS_PER_SECOND = 10_000  # of all workers that wait for budget
 
 
@@ -38,10 +40,21 @@ def _own_state(states: torch.Tensor, slot: int) -> list[torch.Tensor]:
 
 
 class ParameterStore:
-    """Pull, push and count on the shared block, as the owner of one slot."""
+    """Pull, push and count on the shared block, as the owner of one slot.
 
-    def __init__(self, block: SharedBlock, optimizer: Optimizer, slot: int):
+    `target_rule` makes the target network, `target_every` global steps apart (None: never).
+    """
+
+    def __init__(
+        self,
+        block: SharedBlock,
+        optimizer: Optimizer,
+        slot: int,
+        target_rule: Target = COPY,
+        target_every: int | None = None,
+    ):
         self.block = block
+        self.target_rule, self.target_every = target_rule, target_every
         self.optimizer = optimizer
         self.theta = torch.from_numpy(block["theta"])
         self.states = torch.from_numpy(block["optimizer"])  # [1 or workers, rows, P]
@@ -147,6 +160,23 @@ class ParameterStore:
         """Half of it from now on; the trainer's word."""
         self._multipliers[0] *= 0.5
 
-    def sync_target(self, step: int) -> bool:
-        """Publish theta as the target network; False if theta is not finite."""
-        return self.target.publish(self.theta, step)
+    @property
+    def target_due(self) -> bool:
+        """Whether a boundary has passed since the target network was published."""
+        every = self.target_every
+        return every is not None and self.steps // every > self.target.step // every
+
+    def sync_target(self, step: int, anew: bool = False) -> bool:
+        """Publish the next target network; False if that is not finite.
+
+        At first, or `anew`, it is nothing but theta.
+        """
+        rule = self.target_rule
+        if anew or not self.target.sequence:
+            vectors = self.theta.expand(rule.networks, -1)
+        else:
+            every = self.target_every or max(1, step)
+            intervals = max(1, step // every - self.target.step // every)
+            kept = self.target.newest.view(rule.networks, -1)
+            vectors = rule.following(kept, self.theta, intervals)
+        return self.target.publish(vectors.flatten(), step)

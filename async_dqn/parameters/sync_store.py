@@ -23,7 +23,8 @@ from async_dqn.parameters.layout import (
     WORKERS_STOP,
 )
 from async_dqn.parameters.optimizers import Optimizer
-from async_dqn.parameters.store import ParameterStore
+from async_dqn.parameters.store import COPY, ParameterStore
+from async_dqn.parameters.target import Target
 
 # Words of each worker: the last round it gave its part to, the last it is done with, whether it
 # had a part in it. Of worker 0 only: the target that is out, and whether all leave.
@@ -53,10 +54,11 @@ class SynchronousStore(ParameterStore):
         block: SharedBlock,
         optimizer: Optimizer,
         slot: int,
-        target_sync_steps: int | None,
+        target_every: int | None,
         every: int | None,
+        target_rule: Target = COPY,
     ):
-        super().__init__(block, optimizer, slot)
+        super().__init__(block, optimizer, slot, target_rule, target_every)
         self._rounds = block["rounds"]
         self._own = self._rounds[slot]
         self._first = slot == 0
@@ -64,15 +66,15 @@ class SynchronousStore(ParameterStore):
         self._part = self._parts[slot]
         lines, workers = len(self.theta) // 16, len(self._rounds)  # whole cache lines
         self._slice = slice(16 * (lines * slot // workers), 16 * (lines * (slot + 1) // workers))
-        self._target_sync_steps, self._every = target_sync_steps, every
+        self._every = every
         # A fast worker may have begun: what earlier sessions did is the same for all.
         is_new = self._own[DONE] == 0
         before = self.slots[-1] if is_new else self.slots.sum(axis=0)
         self._known_steps, self._count = int(before[STEPS]), int(before[UPDATES])
         self._since_average, self._learned, self._abandoned = 0, False, False
         self._has_begun = bool(self.control[SHARED_OUT])
-        if self._first and target_sync_steps is not None:
-            published = self.target.step // target_sync_steps
+        if self._first and target_every is not None:
+            published = self.target.step // target_every
             self._own[PUBLISHED] = max(published, self._own[PUBLISHED])
             self._keep_target()
         if every is not None and is_new:
@@ -149,7 +151,7 @@ class SynchronousStore(ParameterStore):
             return
         if present and self._every is None:
             self._count_update()
-        if self._target_sync_steps is not None:
+        if self.target_every is not None:
             self._keep_target()
         if self._every is not None:
             self._take_average()
@@ -181,7 +183,7 @@ class SynchronousStore(ParameterStore):
 
     def _keep_target(self) -> None:
         """Worker 0 publishes the target when its time has come; the others wait for it."""
-        wanted = self._known_steps // self._target_sync_steps
+        wanted = self._known_steps // self.target_every
         if self._first and self._own[PUBLISHED] < wanted:
             self.sync_target(self._known_steps)
             self._own[PUBLISHED] = wanted

@@ -22,6 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from async_dqn.config.fields import in_words
+
 PR_SET_PDEATHSIG = 1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # A record with its 4-byte prefix must fit: up to PIPE_BUF a write happens whole or not at all.
@@ -158,6 +160,6 @@ def report_failure(run: Callable[[], None], pipe: RecordPipe) -> None:
         traceback.print_exc()
         sys.stderr.flush()
         is_hopeless = isinstance(error, Hopeless)
-        cause = str(error) if is_hopeless else f"{type(error).__name__}: {error}"
+        cause = str(error) if is_hopeless else in_words(error)
         pipe.send({"kind": "failure", "cause": cause[:500], "is_hopeless": is_hopeless})
         os._exit(1)

@@ -7,6 +7,7 @@ server only imports. `spawn` stands in where there is no fork server.
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +78,21 @@ def interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def _main_as_it_is() -> Iterator[None]:
+    """Children import the `__main__` of a file again; a program from standard input has none."""
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if path is None or os.path.exists(path):
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = path
+
+
 def _has_fork_server() -> bool:
     return "forkserver" in multiprocessing.get_all_start_methods()
 
@@ -123,7 +139,7 @@ class Child:
         """Start the next incarnation; main thread only (the parent-death signal follows it)."""
         self.started_at = time.monotonic()
         process = context().Process(target=target, args=arguments, name=self.name)
-        with interrupts_blocked():
+        with interrupts_blocked(), _main_as_it_is():
             process.start()
         self.process = process
         child_end.close()  # with our copy open the end of the pipe would never be seen

@@ -278,9 +278,9 @@ def least_capacity(num_envs: int, length: int) -> int:
     return (length + 1) * num_envs
 
 
-def segment_length(algorithm: str, rollout_length: int) -> int:
+def segment_length(one_step: bool, rollout_length: int) -> int:
     """Steps of a segment: what the algorithm's return reads, at most a rollout."""
-    return 1 if algorithm == "one-step-q" else rollout_length
+    return 1 if one_step else rollout_length
 
 
 def replay_bytes(capacity: int, num_envs: int, shape: tuple[int, ...], dtype: str) -> int:

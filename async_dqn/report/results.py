@@ -257,6 +257,8 @@ def _label(settings: Mapping[str, Any]) -> str:
     names = [settings.get(name, "?") for name in ("parallel.mode", "algorithm.algorithm")]
     words = ["-".join(map(str, names))]
     by_name = {dotted.rpartition(".")[2]: value for dotted, value in settings.items()}
+    if by_name.get("target", "copy") != "copy":
+        words.append(f"target {by_name['target']}")
     for name in VARIANTS:
         value = by_name.get(name)
         if value not in (None, False, "none"):

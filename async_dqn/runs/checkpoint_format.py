@@ -61,6 +61,11 @@ def of_worker(tensors: Mapping[str, np.ndarray], worker: int) -> dict[str, np.nd
     return {n.removeprefix(prefix): array for n, array in tensors.items() if n.startswith(prefix)}
 
 
+def target_stem(number: int) -> str:
+    """The file of one of the networks that make up the target."""
+    return f"target_{number}" if number else "target"
+
+
 class Damage(Exception):
     """Which file of a checkpoint is damaged, and how."""
 

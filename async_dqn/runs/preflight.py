@@ -46,7 +46,8 @@ def check_machine(task: Task, folder: Path) -> None:
     check_memory(needed)
     stored = replay if task.config.parallel.mode == "serial" else 0
     owners = 1 if task.shared_state else task.config.parallel.workers
-    vectors = 2 + owners * task.optimizer().rows  # parameters, target network, optimiser
+    targets = task.target_rule.networks
+    vectors = 1 + targets + owners * task.optimizer().rows  # parameters, target, optimiser
     _check_room(folder, CHECKPOINTS * (4 * size * vectors + stored))
 
 
@@ -84,7 +85,8 @@ def check_tensors(task: Task, found: Checkpoint) -> None:
     shape = (padded_size(net),)
     workers = stored_config(found).parallel.workers
     try:
-        for stem in ("model", "target"):
+        flat_vector(net, tensors.get("model", {}))
+        for stem in {"target", *(stem for stem in tensors if stem.startswith("target"))}:
             flat_vector(net, tensors.get(stem, {}))
         check_named(dict.fromkeys(task.state_names(workers), shape), tensors.get("optimizer", {}))
         shard = task.replay_shard() if "replay" in tensors else None
@@ -124,7 +126,7 @@ def _worker_bytes(task: Task, size: int) -> int:
     config, parallel = task.config, task.config.parallel
     rows = -(-parallel.envs_per_worker * parallel.rollout_length // parallel.minibatches)
     if config.replay.replay != "none":
-        length = segment_length(config.algorithm.algorithm, parallel.rollout_length)
+        length = segment_length(task.traits.one_step, parallel.rollout_length)
         rows = config.replay.batch_size * length
     numbers = 3 * size + 3 * rows * math.prod(task.info.observation_shape)
     return WORKER_BYTES + ATARI_BYTES * task.spec.is_atari + 4 * numbers

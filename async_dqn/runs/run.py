@@ -16,10 +16,10 @@ import torch
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector, named_tensors
 from async_dqn.parameters.layout import CPU_NS, ENV_ERRORS, EPISODES, SKIPPED, STEPS, UPDATES
-from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.signals import tell
 from async_dqn.runs import checkpoint as checkpoints
 from async_dqn.runs.checkpoint import Checkpoint, Tensors
+from async_dqn.runs.checkpoint_format import target_stem
 from async_dqn.runs.folder import RunFolder, cap_logs
 from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.reporter import Callback, Reporter
@@ -55,9 +55,8 @@ class Run:
         torch.manual_seed(task.config.run.seed)
         self.task, self.folder, self.recorder = task, folder, recorder
         self.network = FlatNetwork(task.network(), gradient=False)
-        optimizer = task.optimizer()
         self.block = SharedBlock(task.sections(len(self.network.vector)))
-        self.store = ParameterStore(self.block, optimizer, slot=len(self.block["slots"]) - 1)
+        self.store = task.plain_store(self.block, len(self.block["slots"]) - 1)
         self.block["multipliers"][:] = 1.0
         self.best: float | None = None
         self.final: Evaluation | None = None
@@ -211,17 +210,23 @@ class Run:
 
     def _tensors(self, model: torch.Tensor | None) -> Tensors:
         net = self.network.net
-        target = torch.zeros_like(self.network.vector)
-        self.store.target.read(target)
         replay = {}
         if model is None and self.replay_arrays is not None:
             replay = {"replay": self.replay_arrays()}
         return {
             **replay,
             "model": named_tensors(net, self.store.theta if model is None else model),
-            "target": named_tensors(net, target),
+            **self._named_targets(),
             "optimizer": {n: row.numpy().copy() for n, row in self._optimizer_rows().items()},
         }
+
+    def _named_targets(self) -> Tensors:
+        """The networks of the target, each a file of its own."""
+        size = len(self.network.vector)
+        kept = torch.zeros(self.task.target_rule.networks * size)
+        self.store.target.read(kept)
+        net = self.network.net
+        return {target_stem(k): named_tensors(net, v) for k, v in enumerate(kept.split(size))}
 
     def _optimizer_rows(self, workers: int | None = None) -> dict[str, torch.Tensor]:
         """Views [P] of the optimiser's state by name: row_K, or worker_W.row_K if not shared.
@@ -257,13 +262,16 @@ class Run:
         """Put a checkpoint, which fits (`preflight`), into the block bit for bit."""
         net, state = self.network.net, checkpoint.state
         self.store.theta.copy_(flat_vector(net, checkpoint.tensors["model"]))
-        self.network.vector.copy_(flat_vector(net, checkpoint.tensors["target"]))
         # Workers keep their state by number. --workers may have changed: those that are new
         # start from 0, as at the start of a run; rows of those that are gone are dropped.
         stored = stored_config(checkpoint)
         for name, row in self._optimizer_rows(stored.parallel.workers).items():
             row.copy_(torch.from_numpy(checkpoint.tensors["optimizer"][name]))
-        self.store.target.publish(self.network.vector, state["target_step"])
+        stems = [target_stem(k) for k in range(self.task.target_rule.networks)]
+        targets = [checkpoint.tensors[stem] for stem in stems if stem in checkpoint.tensors]
+        targets += targets[-1:] * (len(stems) - len(targets))  # there were fewer
+        kept = [flat_vector(net, target) for target in targets]
+        self.store.target.publish(torch.cat(kept), state["target_step"])
         for name, word in TOTALS.items():
             self.store.slot[word] = state[name]
         if stored.optimizer.lr == self.task.config.optimizer.lr:  # a new one holds as it is given

@@ -76,10 +76,9 @@ def measure(task: Task, seconds: float = MEASURE_S) -> Times:
     # Where there is replay, what counts is an update that draws from it.
     task = replace(task, config=task.config.with_settings({"replay_start": 1}))
     network = FlatNetwork(task.network(), gradient=False)
-    optimizer = task.optimizer()
     block = SharedBlock(task.sections(len(network.vector)))
     block["multipliers"][:] = 1.0
-    store = ParameterStore(block, optimizer, 0)
+    store = task.plain_store(block, 0)
     store.theta.copy_(network.vector)
     store.sync_target(0)
     learner = TimedLearner(task, store, 0)

@@ -36,7 +36,7 @@ def roll_back(run: Run, allowed: bool = True) -> None:
     store.theta.copy_(vector)
     for row in store.optimizer.directions:
         store.states[:, row].zero_()
-    store.sync_target(step)
+    store.sync_target(step, anew=True)
     store.lower_learning_rate()
     store.slots[:, FAILING] = 0
     run.recorder.warn(

@@ -29,7 +29,6 @@ class SerialTrainer:
         self.run_, self.store = run, run.store
         config = run.task.config
         self.budget = config.run.steps
-        self.sync_steps = config.optimizer.target_sync_steps
         self.eval_every = config.evaluation.eval_every
         self.learners = [
             self.learner_kind(run.task, self.store_kind(run.block, run.task.optimizer(), w), w)
@@ -81,10 +80,7 @@ class SerialTrainer:
             step = self.store.steps
             if step < self.budget and self.signals.received is None:
                 learner.update(self.budget - step)
-                if (
-                    self.sync_steps
-                    and self.store.steps // self.sync_steps > step // self.sync_steps
-                ):
+                if self.store.target_due:
                     self.store.sync_target(self.store.steps)
                 self.run_.reporter.add(learner.record())
                 learner.clear()

@@ -141,7 +141,7 @@ class SimulationTrainer(SerialTrainer):
         self.push_bytes = 2 * self.pull_bytes * vectors
         self.events: list[tuple[float, int, int]] = []
         self.taken = 0  # of the budget, counted or not yet
-        self.synced, self.sync_is_coming = 0, False
+        self.sync_is_coming = False
         self.pushing: dict[int, int] = {}  # worker: how many others push meanwhile
         self.evaluated = 0  # the last boundary, in units of --eval-every
         self.score: Evaluation | None = None  # that is coming
@@ -224,8 +224,7 @@ class SimulationTrainer(SerialTrainer):
         """One vector step was taken; see what has come due."""
         learner = self.learners[worker]
         learner.slot[STEPS] += learner.uncounted.popleft()
-        steps = self.store.steps
-        if self.sync_steps and steps // self.sync_steps > self.synced and not self.sync_is_coming:
+        if self.store.target_due and not self.sync_is_coming:
             self.sync_is_coming = True
             self._plan(self.clock.now + self.times.target_delay_s, TARGET, NOBODY)
         self._look()
@@ -254,10 +253,8 @@ class SimulationTrainer(SerialTrainer):
         self.run_.turn()
 
     def _publish(self, worker: int) -> None:
-        steps = self.store.steps
         self.sync_is_coming = False
-        if self.store.sync_target(steps):
-            self.synced = steps // self.sync_steps
+        self.store.sync_target(self.store.steps)
 
     # The evaluator
 

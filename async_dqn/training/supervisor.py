@@ -208,11 +208,8 @@ class Supervisor:
 
     def _keep_target(self) -> None:
         """Publish the target network in the place of an evaluator that was given up."""
-        every = self.run_.task.config.optimizer.target_sync_steps
-        if self.evaluator.retired and every and not self.together:
-            step = self.store.steps
-            if step // every > self.store.target.step // every:
-                self.store.sync_target(step)
+        if self.evaluator.retired and self.store.target_due:
+            self.store.sync_target(self.store.steps)
 
     def _tick(self) -> float:
         """None while one is to start, short while the speed is unknown, and near the end."""

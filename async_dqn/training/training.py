@@ -8,16 +8,19 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from async_dqn.algorithms.exploration import schedule
 from async_dqn.config.config import Config, UserError, usable_cores
-from async_dqn.config.fields import in_words
+from async_dqn.config.extension import find, plain_name, traits_of
+from async_dqn.config.fields import in_words, is_foreign
+from async_dqn.config.rules import check_combination
 from async_dqn.envs import make
 from async_dqn.envs.make import EnvInfo, EnvSpec
 from async_dqn.envs.spec import DEFAULT_MAX_EPISODE_STEPS
@@ -56,6 +59,7 @@ def train(
     callback: "Callback | None" = None,
     in_own_process: bool = True,
     trainer: Callable[["Run"], Any] | None = None,
+    objects: Mapping[str, Any] = MappingProxyType({}),
 ) -> Outcome:
     """Train as the settings say.
 
@@ -63,14 +67,13 @@ def train(
     resumed run); `factory` stands in for the environment id; `callback` gets every report and
     ends the run by returning False. The clocks count from the start of the process, unless the
     process does more than this run. `trainer` makes what drives the run (default: by mode).
+    `objects` is code of the user's that settings name (`extension.bring`).
 
     Raises UserError, with nothing written, for whatever the user can mend.
     """
-    origin, notes = None, []
-    if config.run.resume is not None:
-        config, origin, notes = resumed(config, explicit)
-    if config.parallel.simulate_workers is not None:
-        config = _simulated(config, explicit, origin)
+    config, origin, notes = _settled(config, explicit)
+    own = find(config.by_name(), objects, config.environment.import_modules)
+    check_combination(config)  # by now the traits of all algorithms are known
     spec = EnvSpec.of(config.environment, factory)
     if not _goes_on_in_its_run(origin):
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
@@ -79,16 +82,10 @@ def train(
     late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
     with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
         info = make.probe(spec)
-    structure = architecture.choose(config, info)
     _check_replay(config)
-    from async_dqn.runs.preflight import check_machine, check_tensors  # torch: late, as it is slow
-    from async_dqn.runs.run import Run
-    from async_dqn.workers.task import Task
+    task = _task(config, spec, info, own, origin)
+    from async_dqn.runs.run import Run  # torch: late, as it is slow
 
-    task = Task(config, spec, info, structure)
-    check_machine(task, Path(config.run.runs_dir) if origin is None else origin.path)
-    if origin is not None:
-        check_tensors(task, origin)
     folder = _folder(config, spec, origin)
     with (
         folder,
@@ -108,6 +105,42 @@ def train(
         raise NotSaved(run.unsaved, folder)
     saved = f"; checkpoint saved at step {run.store.steps:,}, --resume {folder} goes on"
     return Outcome(code, folder.path, f"{run.cause}{saved}" if code else "")
+
+
+def _task(
+    config: Config,
+    spec: EnvSpec,
+    info: EnvInfo,
+    own: dict[str, Any],
+    origin: checkpoint.Checkpoint | None,
+) -> "Task":
+    """The task of the run, once all is checked: the user's code, the machine, the checkpoint."""
+    structure = architecture.choose(config, info)
+    from async_dqn.runs.preflight import check_machine, check_tensors
+    from async_dqn.workers.task import Task, as_found
+
+    task = Task(config, spec, info, structure, own)
+    if own:
+        from async_dqn.workers.trial import try_out
+
+        with as_found():
+            try_out(task)
+    check_machine(task, Path(config.run.runs_dir) if origin is None else origin.path)
+    if origin is not None:
+        check_tensors(task, origin)
+    return task
+
+
+def _settled(
+    config: Config, explicit: frozenset[str]
+) -> tuple[Config, checkpoint.Checkpoint | None, list[str]]:
+    """The settings of a resumed or a simulated run, where it comes from, and what to say of it."""
+    origin, notes = None, []
+    if config.run.resume is not None:
+        config, origin, notes = resumed(config, explicit)
+    if config.parallel.simulate_workers is not None:
+        config = _simulated(config, explicit, origin)
+    return config, origin, notes
 
 
 def _simulated(
@@ -130,7 +163,8 @@ def _simulated(
 def _check_replay(config: Config) -> None:
     """Raise UserError if a shard cannot hold one segment."""
     parallel, capacity = config.parallel, config.replay.replay_capacity
-    length = segment_length(config.algorithm.algorithm, parallel.rollout_length)
+    one_step = traits_of(config.algorithm.algorithm).one_step
+    length = segment_length(one_step, parallel.rollout_length)
     least = parallel.workers * least_capacity(parallel.envs_per_worker, length)
     if config.replay.replay != "none" and capacity < least:
         raise UserError(
@@ -241,8 +275,10 @@ def _sharing(config: Config) -> str:
 
 
 def _exploration(config: Config) -> str:
-    if config.algorithm.algorithm == "a3c":
+    if traits_of(config.algorithm.algorithm).explores_itself:
         return "exploration  by the policy itself"
+    if is_foreign(config.exploration.exploration):
+        return f"exploration  by {config.exploration.exploration}"
     count = config.parallel.actors * config.parallel.envs_per_worker
     strength = schedule(config.exploration, count)
     finals, counts = np.unique(strength.finals, return_counts=True)
@@ -262,7 +298,7 @@ def _folder(config: Config, spec: EnvSpec, origin: checkpoint.Checkpoint | None)
     if not _goes_on_in_its_run(origin):
         run = config.run
         return RunFolder.create(
-            run.runs_dir, spec.name, run.run_name, config.algorithm.algorithm, run.seed
+            run.runs_dir, spec.name, run.run_name, plain_name(config.algorithm.algorithm), run.seed
         )
     folder = RunFolder.open(origin.path.parent.parent)
     checkpoint.clean(folder.checkpoints)

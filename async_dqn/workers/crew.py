@@ -25,7 +25,6 @@ from async_dqn.parameters.layout import (
     STARTUP_NS,
     WAITING,
 )
-from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
 from async_dqn.workers.player import Player, TooManyBreaks
 from async_dqn.workers.seats import UNPLAYABLE, OwnSeats, Played, Seats
@@ -159,7 +158,7 @@ class PlayerLoop:
 
     def __init__(self, start: ChildStart):
         torch.set_num_threads(1)
-        self.store = ParameterStore(start.block, start.task.optimizer(), start.index)
+        self.store = start.task.plain_store(start.block, start.index)
         self.slot, self._cpu_before = self.store.slot, int(self.store.slot[CPU_NS])
         self.slot[PID], self.slot[INCARNATION] = os.getpid(), start.incarnation
         self.slot[PHASE] = STARTING

@@ -220,28 +220,21 @@ class EvaluatorLoop:
     def __init__(self, start: ChildStart, pipe: RecordPipe, best: float | None):
         torch.set_num_threads(1)
         config, self.pipe = start.task.config, pipe
-        self.store = ParameterStore(start.block, start.task.optimizer(), start.index)
+        self.store = start.task.plain_store(start.block, start.index)
         self.slot = self.store.slot
         self.slot[PID], self.slot[INCARNATION] = os.getpid(), start.incarnation
         self._cpu_before = int(self.slot[CPU_NS])
         self.evaluator = Evaluator(start.task, self.store, best)
         self.slot[PLAYING] = 0
         self.slot[STARTUP_NS] += time.process_time_ns()
-        together = config.parallel.mode == "sync"  # then the workers keep the target themselves
-        self.sync_steps = None if together else config.optimizer.target_sync_steps
         self.eval_every = config.evaluation.eval_every
         self.budget = config.run.steps
-        self.synced = self._quotient(self.store.steps, self.sync_steps)
         # What the one before could not finish is due again.
         unfinished = int(self.store.snapshot.sequence > self.store.control[ACKNOWLEDGED])
-        self.evaluated = self._quotient(self.store.steps, self.eval_every) - unfinished
+        self.evaluated = self.store.steps // self.eval_every - unfinished
         self.unacknowledged = 0
         self.decided = False  # a score ended the run: no further snapshot
         self._rate_from = (time.monotonic(), self.store.steps)
-
-    @staticmethod
-    def _quotient(step: int, interval: int | None) -> int:
-        return step // interval if interval else 0
 
     def run(self) -> None:
         """Work until the trainer orders to finish (one last evaluation) or to quit."""
@@ -249,7 +242,8 @@ class EvaluatorLoop:
         order = RUN
         while order != QUIT and not (order == FINISH and running is None):
             self._beat()
-            if self._sync_target() and running is None:
+            synced = self.store.target_due and self.store.sync_target(self.store.steps)
+            if synced and running is None:
                 self.slot[KEPT_UP] = self.store.steps
             if running is None and self._due():
                 running = self.evaluator.evaluate()
@@ -270,19 +264,12 @@ class EvaluatorLoop:
         self.store.beat()
         self.slot[CPU_NS] = self._cpu_before + time.process_time_ns()
 
-    def _sync_target(self) -> bool:
-        step = self.store.steps
-        if self._quotient(step, self.sync_steps) <= self.synced or not self.store.sync_target(step):
-            return False
-        self.synced = step // self.sync_steps
-        return True
-
     def _due(self) -> bool:
         """A boundary passed, the last score was saved, and the CPU share allows it."""
         if self.decided or self.store.control[ACKNOWLEDGED] < self.unacknowledged:
             return False
         step = self.store.steps
-        quotient = self._quotient(step, self.eval_every)
+        quotient = step // self.eval_every
         over = step >= self.budget  # the end has its own evaluation
         if quotient <= self.evaluated or over or not self.evaluator.affordable():
             return False
@@ -310,7 +297,8 @@ class EvaluatorLoop:
         then, before = self._rate_from
         if now - then > 1.0:
             self._rate_from = (now, step)
-        if not self.sync_steps or step == before:
+        every = self.store.target_every
+        if every is None or step == before:
             return 0.01
-        left = self.sync_steps - step % self.sync_steps
+        left = every - step % every
         return min(0.02, max(0.0005, 0.5 * left * (now - then) / (step - before)))

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from async_dqn.algorithms.registry import build_algorithm
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.algorithms.rollout_passes import Loss
 from async_dqn.config.fields import in_words, one_line
@@ -43,9 +42,8 @@ class Learner:
         config = task.config
         self.task, self.store, self.slot = task, store, store.slot
         self.network = FlatNetwork(task.learning_network())
-        has_target = config.optimizer.target_sync_steps is not None
-        self.target = FlatNetwork(task.learning_network(), gradient=False) if has_target else None
-        self.algorithm = build_algorithm(config)
+        self.target = task.target_network()
+        self.algorithm = task.algorithm
         self._passes = config.parallel.epochs * config.parallel.minibatches
         self.exploration = task.exploration.of(index, config.parallel.envs_per_worker)
         count = config.parallel.envs_per_worker

@@ -3,25 +3,31 @@
 import contextlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+import cloudpickle
 import numpy as np
 import torch
 
-from async_dqn.algorithms.exploration import Schedule, schedule
+from async_dqn.algorithms.exploration import OwnSchedule, Schedule, schedule
+from async_dqn.algorithms.registry import Algorithm, build_algorithm
 from async_dqn.config.config import Config
 from async_dqn.config.cores import usable_cores
+from async_dqn.config.extension import ALGORITHMS, Traits
 from async_dqn.config.scaling import MOST_EVALUATING, evaluation_processes
 from async_dqn.envs.spec import EnvInfo, EnvSpec
 from async_dqn.networks.architecture import Architecture
-from async_dqn.networks.network import OnDevice, QNetwork
+from async_dqn.networks.network import AveragedNetwork, OnDevice, QNetwork
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import Section, SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.optimizers import OPTIMIZERS, Optimizer
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.parameters.sync_store import SynchronousStore, round_sections
+from async_dqn.parameters.target import Average, Copy, Polyak, Target
 from async_dqn.processes.child_side import Lifeline
 from async_dqn.replay.shard import ReplayShard, replay_bytes, segment_length
 
@@ -31,21 +37,53 @@ TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY, GLOBAL = range(6)
 
 @dataclass(frozen=True)
 class Task:
-    """The settings, the environment and the network of a run."""
+    """The settings, the environment and the network of a run; `own` is code of the user's."""
 
     config: Config
     spec: EnvSpec
     info: EnvInfo
     architecture: Architecture
+    own: dict[str, Any] = field(default_factory=dict)  # by setting (`extension.find`)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What acts and has the loss."""
+        return build_algorithm(self.config, self.own.get("algorithm"))
+
+    @property
+    def traits(self) -> Traits:
+        """Those of its algorithm."""
+        own = self.own.get("algorithm")
+        return ALGORITHMS[self.config.algorithm.algorithm] if own is None else own.traits
 
     def network(self) -> QNetwork:
         """The network, in host memory."""
-        return QNetwork(self.architecture)
+        return QNetwork(self.architecture, self.own.get("network"))
 
     def learning_network(self) -> QNetwork | OnDevice:
         """The network where a learner computes with it."""
         device = self.config.run.device
         return self.network() if device == "cpu" else OnDevice(self.network(), device)
+
+    def target_network(self) -> FlatNetwork | None:
+        """The target network of a learner; None without one."""
+        if self.config.optimizer.target_sync_steps is None:
+            return None
+        count = self.target_rule.networks
+        if count == 1:
+            return FlatNetwork(self.learning_network(), gradient=False)
+        copies = [self.learning_network() for _ in range(count)]
+        return FlatNetwork.joined(copies, AveragedNetwork(copies))
+
+    @property
+    def target_rule(self) -> Target:
+        """What the target network is after each interval."""
+        settings = self.config.optimizer
+        if "target" in self.own:
+            return self.own["target"]
+        if settings.target == "polyak":
+            return Polyak(settings.target_tau)
+        return Average(settings.target_networks) if settings.target == "average" else Copy()
 
     def optimizer(self) -> Optimizer:
         """The update rule."""
@@ -83,33 +121,49 @@ class Task:
     def sections(self, size: int) -> tuple[Section, ...]:
         """The table of the shared block for `size` parameters (padded)."""
         parallel, rows = self.config.parallel, self.optimizer().rows
-        table = layout.sections(parallel.workers, size, rows, self.shared_state, self.most_players)
+        table = layout.sections(
+            parallel.workers,
+            size,
+            rows,
+            self.shared_state,
+            self.most_players,
+            self.target_rule.networks,
+        )
         if parallel.mode != "sync":
             return table
         parts = 1 if parallel.sync_average == "gradients" else 1 + rows
         return (*table, *round_sections(parallel.workers, size, parts))
 
+    def plain_store(self, block: SharedBlock, slot: int) -> ParameterStore:
+        """The store of the trainer, the evaluator, or a worker that waits for no other."""
+        every = self.config.optimizer.target_sync_steps
+        if self.config.parallel.mode == "sync":  # the workers keep the target themselves
+            every = None
+        return ParameterStore(block, self.optimizer(), slot, self.target_rule, every)
+
     def store(self, block: SharedBlock, worker: int) -> ParameterStore:
         """The store of a worker."""
         parallel = self.config.parallel
         if parallel.mode != "sync":
-            return ParameterStore(block, self.optimizer(), worker)
+            return self.plain_store(block, worker)
         return SynchronousStore(
             block,
             self.optimizer(),
             worker,
             self.config.optimizer.target_sync_steps,
             None if parallel.sync_average == "gradients" else parallel.sync_every,
+            self.target_rule,
         )
 
     @property
-    def exploration(self) -> Schedule:
-        """The schedule of all environments, worker by worker; a3c explores by itself."""
+    def exploration(self) -> Schedule | OwnSchedule:
+        """The schedule of all environments, worker by worker; 0 where actions explore by itself."""
         config = self.config
-        exploration = schedule(
-            config.exploration, config.parallel.actors * config.parallel.envs_per_worker
-        )
-        if config.algorithm.algorithm == "a3c":
+        count = config.parallel.actors * config.parallel.envs_per_worker
+        if "exploration" in self.own:
+            return OwnSchedule(self.own["exploration"], count)
+        exploration = schedule(config.exploration, count)
+        if self.traits.explores_itself:
             return exploration._replace(start=0.0, finals=np.zeros_like(exploration.finals))
         return exploration
 
@@ -132,7 +186,7 @@ class Task:
             dtype=self.info.dtype,
             capacity=replay.replay_capacity // parallel.workers,
             num_envs=parallel.envs_per_worker,
-            length=segment_length(self.config.algorithm.algorithm, parallel.rollout_length),
+            length=segment_length(self.traits.one_step, parallel.rollout_length),
             batch_size=replay.batch_size,
             alpha=replay.priority_exponent if replay.replay == "prioritized" else None,
         )
@@ -191,7 +245,11 @@ def as_found() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ChildStart:
-    """The start arguments of a child: the only thing that is ever pickled."""
+    """The start arguments of a child: the only thing that is ever pickled.
+
+    The task by cloudpickle: what is from a script, a notebook or a function goes as its code, as
+    a child cannot import it.
+    """
 
     task: Task
     block: SharedBlock
@@ -201,3 +259,9 @@ class ChildStart:
     incarnation: int
     title: str
     log: Path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"task": cloudpickle.dumps(self.task)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, task=cloudpickle.loads(state["task"]))

@@ -1,0 +1,71 @@
+"""A first rollout and update with the user's own code, before a run folder is there."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from async_dqn.config.fields import UserError, in_words
+from async_dqn.parameters.block import SharedBlock
+from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.workers.learner import Learner
+from async_dqn.workers.task import Task
+
+WANTED = {
+    "algorithm": "act(output, epsilon, generator) and loss(online, target, rollout)",
+    "network": "a module of float32 operations on observations [N, ...], N from 1",
+    "exploration": "a call with (step, count) that gives epsilons",
+    "target": "`networks`, and following(kept, theta, intervals) of [networks, P]",
+}
+
+
+def try_out(task: Task) -> None:
+    """Act, learn and publish once in this process. Raises UserError, which names what failed."""
+    vector = FlatNetwork(task.network(), gradient=False).vector
+    block = SharedBlock(task.sections(len(vector)))
+    block["multipliers"][:] = 1.0
+    store = task.plain_store(block, 0)
+    store.theta.copy_(vector)
+    store.sync_target(0)
+    with _blaming(task, "target"):
+        store.sync_target(1)
+    learner = Learner(task, store, 0)
+    with contextlib.closing(learner):
+        with _blaming(task, "exploration"):
+            learner.epsilon(0)
+        with _blaming(task, "algorithm", "network"):
+            learner.reset(0)
+            _learn(learner)
+
+
+def _learn(learner: Learner) -> None:
+    rollout = learner.collector.collect(learner.epsilon(0), 10**6, lambda count: None)
+    actions, count = rollout.actions, learner.task.info.num_actions
+    if ((actions < 0) | (actions >= count)).any():
+        raise ValueError(f"act gave actions beyond 0 .. {count - 1}")
+    if learner.shard is not None:  # what is drawn from replay was not seen while acting
+        rollout = replace(rollout, greedy=None, q_values=None, epsilon=None, state=None)
+    target = learner.target.net if learner.target is not None else None
+    learned = learner.algorithm.loss(learner.network.net, target, rollout)
+    learned.backward()
+    errors = np.asarray(learned.errors)
+    if errors.shape != (rollout.rewards.size,) or not (errors >= 0).all():
+        raise ValueError(f"loss gave errors of shape {errors.shape}, not [T * B] from 0")
+    if not np.isfinite(learned.loss):
+        raise ValueError(f"loss gave {learned.loss}")
+
+
+@contextlib.contextmanager
+def _blaming(task: Task, *settings: str) -> Iterator[None]:
+    """Say of what fails here that it is the first of these settings that is the user's own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        own = [setting for setting in settings if setting in task.own]
+        if not own:
+            raise
+        name = f"{own[0]} {task.config.by_name()[own[0]]}"
+        raise UserError(f"{name} failed ({in_words(error)}); it needs {WANTED[own[0]]}") from error
