@@ -33,6 +33,7 @@ from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
 from async_dqn.runs import checkpoint
 from async_dqn.runs.reporter import Callback
 from async_dqn.runs.resume import stored_config
+from async_dqn.runs.run import Run
 from async_dqn.training import training
 from async_dqn.workers.crew import Crew
 from async_dqn.workers.player import Player
@@ -62,9 +63,11 @@ class AsyncDQN:
         name = env if isinstance(env, str) else EnvSpec(env).name
         make.check_env_id(env, settings.get("import_modules", ()))
         self._callback = callback
+        self._running: Run | None = None
         named, self._objects = bring({**settings, "env": name})
         self.config, self._explicit = resolve(named, objects=self._objects)
         self.run: Path | None = None
+        self._checkpoint: Path | None = None
         self._build()
         torch.manual_seed(self.config.run.seed)
         self.network = FlatNetwork(self.task.network(), gradient=False)
@@ -81,7 +84,9 @@ class AsyncDQN:
         `callback(report)`, or each of a list, is called about once a second with the metrics by
         TensorBoard tag and "step", and with every evaluation ("step", "eval/mean_reward",
         "eval/mean_ep_length", "eval/episodes", "eval/confirmed": over all of them); returning
-        False ends training. A further call goes on where the last one ended.
+        False ends training. In it `run` is the folder, and what is asked of the agent is
+        answered by its newest snapshot. Afterwards the agent plays the best parameters that were
+        confirmed (see `use`). A further call goes on where the last one ended.
         Workers are processes: call it under `if __name__ == "__main__":`.
         Raises UserError; RuntimeError if the run failed.
         """
@@ -96,16 +101,50 @@ class AsyncDQN:
             changes["resume"] = str(self.run)
         config = self.config.with_settings(changes)
         explicit = self._explicit | {"run.steps"}
-        outcome = training.train(
-            config, explicit, self._factory, called, in_own_process=False, objects=self._objects
-        )
-        self.run = outcome.run
-        self._load(checkpoint.load(checkpoint.resolve(outcome.run)))
+        before = self.run
+        try:
+            outcome = training.train(
+                config,
+                explicit,
+                self._factory,
+                called,
+                in_own_process=False,
+                trainer=self._watched,
+                objects=self._objects,
+            )
+        except BaseException:
+            self.run = before
+            raise
+        finally:
+            self._running = None
+        self.use("best")
         if outcome.exit_code == 130:
             raise KeyboardInterrupt
         if outcome.exit_code:
             raise RuntimeError(outcome.error)
         return self
+
+    def use(self, which: str) -> Self:
+        """Play the "best" parameters that were confirmed, or the "latest" of the run.
+
+        `best` where none was confirmed are the latest. Learning always goes on from the latest.
+        Raises UserError.
+        """
+        if which not in ("best", "latest"):
+            raise UserError(f"which parameters: best or latest (got {which!r})")
+        if self.run is None:
+            raise UserError("nothing learned yet; call learn()")
+        self._load(checkpoint.load(checkpoint.resolve(self.run, best=which == "best")))
+        return self
+
+    @property
+    def playing(self) -> str:
+        """The checkpoint that the agent plays, such as "step-000000035000 (best)"."""
+        if self._checkpoint is None:
+            return "untrained"
+        marks = (m for m in checkpoint.MARKS if checkpoint.is_marked(self._checkpoint, m))
+        words = " and ".join(marks)
+        return f"{self._checkpoint.name} ({words})" if words else self._checkpoint.name
 
     def predict(
         self,
@@ -120,6 +159,7 @@ class AsyncDQN:
         Actions are those of the environment's own action space. The second value is the state of
         a recurrent agent, to be given with the next observation of the episode; else None.
         """
+        self._refresh()
         batch, single = self._batch(observation)
         with torch.inference_mode():
             output, state = self.network.net(torch.from_numpy(batch), state)
@@ -137,6 +177,7 @@ class AsyncDQN:
 
         Of a recurrent agent: at the start of an episode.
         """
+        self._refresh()
         with torch.inference_mode():
             output, _ = self.network.net(torch.from_numpy(self._batch(observations)[0]))
         return output.q_values.numpy()
@@ -147,6 +188,7 @@ class AsyncDQN:
 
         With the run's own seed (the default) these are the episodes that decided `best`.
         """
+        self._refresh()
         task = self.task
         if seed is not None:
             config = task.config.with_settings({"seed": seed})
@@ -166,13 +208,23 @@ class AsyncDQN:
             )
         return float(np.mean(returns)), float(np.std(returns))
 
+    def make_env(self, render_mode: str | None = None) -> gymnasium.Env:
+        """One environment whose observations `predict` takes, and which takes its actions.
+
+        For Atari with the preprocessing of evaluations. Raises UserError.
+        """
+        return make.make_to_watch(self.task.spec, render_mode)
+
     def save(self, path: str | Path) -> None:
-        """Copy the agent's checkpoint to the new folder `path`. Raises UserError if it exists."""
-        if self.run is None:
+        """Copy the checkpoint that the agent plays to the new folder `path`.
+
+        Raises UserError if it exists.
+        """
+        if self._checkpoint is None:
             raise UserError("nothing learned yet; call learn() before save()")
         if Path(path).exists():
             raise UserError(f"{path} exists; choose another path")
-        shutil.copytree(checkpoint.resolve(self.run), path)
+        shutil.copytree(self._checkpoint, path)
 
     @classmethod
     @as_found()
@@ -181,9 +233,10 @@ class AsyncDQN:
         path: str | Path,
         env: Env | None = None,
         import_modules: Sequence[str] = (),
+        which: str = "best",
         **objects: Any,
     ) -> Self:
-        """Load a run folder (its latest checkpoint) or one checkpoint.
+        """Load a run folder (its best or latest checkpoint, see `use`) or one checkpoint.
 
         `import_modules` register its environment and hold its algorithm or network, if those are
         not of this program; what is missing is named, never imported by itself. `objects`
@@ -192,7 +245,7 @@ class AsyncDQN:
         `env` is needed for agents whose environment was a class or factory; another id than that
         of training is played instead of it. Raises UserError.
         """
-        found = checkpoint.load(checkpoint.resolve(path))
+        found = checkpoint.load(checkpoint.resolve(path, best=which == "best"))
         agent = cls.__new__(cls)
         stored = stored_config(found)
         # A stored configuration is never trusted for imports.
@@ -200,6 +253,7 @@ class AsyncDQN:
         agent.config = stored.with_settings(fresh)
         agent._explicit, agent._callback = frozenset(), None
         agent._objects = objects
+        agent._running = None
         if isinstance(env, str) and env != agent.config.environment.env:
             other = {"env": env, "env_arg": {}, "max_episode_steps": None}
             agent.config = agent.config.with_settings(other)
@@ -229,7 +283,20 @@ class AsyncDQN:
         self._algorithm = self.task.algorithm
         self._generator = np.random.default_rng()
 
+    def _watched(self, run: Run) -> Any:
+        """What drives the run, whose state callbacks may ask for."""
+        self._running, self.run = run, run.folder.path
+        return training.trainer_of(run)
+
+    def _refresh(self) -> None:
+        """While learning: the newest snapshot, or before the first the parameters of now."""
+        if self._running is not None:
+            store = self._running.store
+            if store.snapshot.read(self.network.vector) is None:
+                self.network.vector.copy_(store.theta)
+
     def _load(self, found: checkpoint.Checkpoint) -> None:
+        self._checkpoint = found.path
         meaning = found.state.get("env_info", {}).get("actions")
         if meaning != self.task.info.actions:
             raise UserError(

@@ -93,13 +93,15 @@ def _print_version() -> int:
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Print the greedy score of a run folder's latest checkpoint, or of one checkpoint."""
+    """Print the greedy score of a run folder's best checkpoint, or of one checkpoint."""
     from async_dqn.config.options import Parser, parse_value
 
     parser = Parser(prog="async-dqn evaluate", description=evaluate.__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder or checkpoint folder")
     parser.add_argument("--episodes", metavar="N", default="100", help="(default: 100)")
     parser.add_argument("--seed", metavar="N", help="(default: the run's; same episodes as best)")
+    which = {"metavar": "{best,latest}", "default": "best"}
+    parser.add_argument("--load", **which, help="of a run folder (default: best)")
     modules = {"metavar": "MODULE", "action": "append", "dest": "import_modules"}
     parser.add_argument("--import", **modules, help="module that registers the environment")
     given = parser.parse(argv)
@@ -107,9 +109,11 @@ def evaluate(argv: Sequence[str]) -> int:
     seed = parse_value(SETTINGS["seed"], given["seed"]) if "seed" in given else None
     from async_dqn.api import AsyncDQN
 
-    agent = AsyncDQN.load(given["run"], import_modules=given.get("import_modules", ()))
+    modules = given.get("import_modules", ())
+    agent = AsyncDQN.load(given["run"], import_modules=modules, which=given["load"])
     mean, std = agent.evaluate(episodes=episodes, seed=seed)
-    _say(f"mean return {mean:.2f}, standard deviation {std:.2f}, {episodes} episodes")
+    score = f"mean return {mean:.2f}, standard deviation {std:.2f}, {episodes} episodes"
+    _say(f"{score}, {agent.playing}")
     return 0
 
 

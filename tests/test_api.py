@@ -138,7 +138,44 @@ def test_the_best_checkpoint_scores_what_made_it_best(agent):
     best = AsyncDQN.load(agent.run / "checkpoints" / "best")
     result = json.loads((agent.run / "result.json").read_text())
     assert best.evaluate(episodes=10)[0] == result["best_mean"]
-    assert agent.evaluate(episodes=10)[0] == result["final_mean"]
+    assert agent.evaluate(episodes=10)[0] == result["best_mean"] and "best" in agent.playing
+    loaded = AsyncDQN.load(agent.run, which="latest")
+    assert loaded.evaluate(episodes=10)[0] == result["final_mean"] and "latest" in loaded.playing
+    assert loaded.use("best").evaluate(episodes=10)[0] == result["best_mean"]
+    with pytest.raises(UserError, match=r"best or latest \(got 'newest'\)"):
+        loaded.use("newest")
+
+
+def test_in_a_callback_the_agent_is_that_of_the_running_run(tmp_path):
+    observations, seen = np.ones((1, 4)), []
+
+    def ask(report):
+        seen.append((agent.run, agent.q_values(observations).tolist(), agent.evaluate(2)[0]))
+        assert agent.predict(observations[0])[0] in (0, 1)
+
+    settings = SERIAL | {"eval_every": 500, "runs_dir": str(tmp_path)}
+    agent = AsyncDQN("CartPole-v1", **settings)
+    untrained = agent.q_values(observations).tolist()
+    agent.learn(3000, callback=ask)
+    assert {run for run, *_ in seen} == {agent.run}
+    assert seen[-1][1] != untrained and len(seen) > 3
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "ALE/Pong-v5"])
+def test_the_environment_of_an_agent_can_be_played_and_shown(env):
+    if env.startswith("ALE"):
+        pytest.importorskip("ale_py")
+    agent = AsyncDQN(env, **SMALL, max_episode_steps=12)
+    played, frames = agent.make_env(render_mode="rgb_array"), []
+    observation, _ = played.reset(seed=1)
+    for _ in range(12):
+        action, _ = agent.predict(observation)
+        observation, *_, truncated, _ = played.step(action)
+        frames.append(played.render())
+    played.close()
+    assert truncated and all(frame.shape[2] == 3 for frame in frames)
+    assert any((frame != frames[0]).any() for frame in frames)
+    assert agent.make_env().render() is None
 
 
 def test_a_run_stopped_by_its_threshold_ends_with_the_evaluated_parameters(tmp_path):

@@ -42,6 +42,7 @@ __all__ = [
     "Step",
     "check_env_id",
     "make_env",
+    "make_to_watch",
     "make_vector",
     "preload_modules",
     "probe",
@@ -93,6 +94,22 @@ def make_env(spec: EnvSpec) -> tuple[gymnasium.Env, int]:
     """
     env, limit = make_single(spec)
     return numbered(env, spec.action_bins, spec.name), limit
+
+
+def make_to_watch(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:
+    """One environment as agents see it in evaluations, with its own actions and its limit.
+
+    Atari is rendered ("rgb_array") as it is seen: the newest of the frames, grey and small.
+    """
+    if spec.is_atari:
+        if render_mode not in (None, "rgb_array"):
+            raise UserError(f"Atari is rendered as rgb_array only (got {render_mode!r})")
+        game = _make_atari(spec, 1, training=False).vector.envs[0]
+        game.render_mode = render_mode
+        return game
+    shown = {} if render_mode is None else {"render_mode": render_mode}
+    env, limit = make_single(dataclasses.replace(spec, kwargs=spec.kwargs | shown))
+    return gymnasium.wrappers.TimeLimit(env, limit)
 
 
 def _make_loop(

@@ -194,11 +194,18 @@ def marked(checkpoints: Path, name: str) -> Path | None:
     return path if CHECKPOINT_NAME.fullmatch(folder) and _is_folder(path) else None
 
 
-def resolve(path: str | Path, fall_back: bool = False, warn: Warn | None = None) -> Path:
+def is_marked(path: Path, name: str) -> bool:
+    """Whether the mark beside a checkpoint names it."""
+    return marked(path.parent, name) == path
+
+
+def resolve(
+    path: str | Path, fall_back: bool = False, warn: Warn | None = None, best: bool = False
+) -> Path:
     """The checkpoint meant by `path`: itself, a mark (`checkpoints/best`), or a run's latest.
 
-    A run's latest checkpoint is verified; when it is damaged, `fall_back` takes the newest good
-    one and calls `warn(text)` (by default a line on stderr).
+    Of a run the `best` instead, if one was confirmed. Its latest is verified; when it is damaged,
+    `fall_back` takes the newest good one and calls `warn(text)` (by default a line on stderr).
     Raises UserError: nothing there, no complete checkpoint, damaged, not a checkpoint.
     """
     path, warn = Path(path), warn or _warn
@@ -210,6 +217,8 @@ def resolve(path: str | Path, fall_back: bool = False, warn: Warn | None = None)
     checkpoints = path if path.name == "checkpoints" else path / "checkpoints"
     if not checkpoints.is_dir():
         raise UserError(f"no checkpoint at {path}; give a run folder or a checkpoint in one")
+    if best and (kept := marked(checkpoints, "best")) is not None:
+        return kept
     newest = _newest(checkpoints, path, warn)
     try:
         return load(newest).path

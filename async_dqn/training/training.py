@@ -95,7 +95,7 @@ def train(
         try:
             run = Run(task, folder, recorder, origin, callback)
             recorder.start()
-            code = (trainer or _trainer)(run).run()
+            code = (trainer or trainer_of)(run).run()
         except UserError:
             folder.discard()
             raise
@@ -201,7 +201,8 @@ def failed(folder: RunFolder, recorder: Recorder, error: Exception) -> RunFailed
     return RunFailed(f"the run failed ({cause}); see {log}")
 
 
-def _trainer(run: "Run"):
+def trainer_of(run: "Run") -> Any:
+    """What drives a run of its mode."""
     if run.task.config.parallel.simulate_workers is not None:
         from async_dqn.training.simulation import SimulationTrainer
 
