@@ -493,7 +493,7 @@ class TestRefusals:
             check_env_id("CartPole-v1", ("no_such_module",))
 
     def test_constructor_raises(self) -> None:
-        with pytest.raises(UserError, match=r"^cannot create env: ValueError: no display$"):
+        with pytest.raises(UserError, match=r"env: \S*scripted_envs.py:\d+: ValueError: no display$"):
             probe(EnvSpec("Scripted/Unbuildable-v0", {}, IMPORTS))
         with pytest.raises(UserError, match=r"^cannot create env: TypeError: .*colour"):
             probe(EnvSpec("CartPole-v1", {"colour": 1}))
@@ -662,3 +662,34 @@ def test_the_loop_is_a_gymnasium_vector_environment() -> None:
     observations, _ = vector.reset(seed=[1, 2, 3])
     assert vector.observation_space.contains(observations)
     assert vector.action_space.contains(np.zeros(3, np.int64))
+
+
+class Codes(gymnasium.Env):
+    """Bytes declared 0..255 that never exceed `largest`, as MiniGrid's codes."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, largest: int = 10, side: int = 7):
+        self.largest = largest
+        self.observation_space = gymnasium.spaces.Box(0, 255, (side, side, 3), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._seen(), {}
+
+    def step(self, action):
+        return self._seen(), 0.0, False, False, {}
+
+    def _seen(self):
+        shape = self.observation_space.shape
+        return self.np_random.integers(self.largest + 1, size=shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("largest", "side", "scale"),
+    [(10, 7, 1 / 10), (1, 7, 1.0), (200, 7, 1 / 255), (0, 7, 1 / 255), (10, 40, 1 / 255)],
+)
+def test_small_images_of_codes_are_scaled_by_the_largest_code(largest, side, scale):
+    """Divided by 255, codes of 0 to 10 are too small to learn from (0.0 on 4 of 4 seeds)."""
+    info = probe(EnvSpec(Codes, {"largest": largest, "side": side}))
+    assert info.scale == scale and info.peak == (None if scale == 1 / 255 else largest)

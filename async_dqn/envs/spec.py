@@ -106,7 +106,8 @@ class EnvInfo:
     raw observations by `scale`; `low` and `high` are the bounds of a vector where all are finite;
     actions are 0..num_actions-1; `frames_per_step` is 4 for Atari;
     `batched` says that many copies step together for little more than one costs; `actions` says
-    what the numbers mean where the action space is not Discrete (`actions.action_mapping`).
+    what the numbers mean where the action space is not Discrete (`actions.action_mapping`);
+    `peak` is the largest number seen in bytes that are codes, not colours.
     """
 
     kind: str
@@ -120,6 +121,7 @@ class EnvInfo:
     max_episode_steps: int
     batched: bool = False
     actions: dict[str, Any] | None = None
+    peak: int | None = None
 
 
 def check_env_id(

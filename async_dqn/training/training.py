@@ -244,6 +244,10 @@ def _announce(task: "Task", folder: RunFolder, notes: list[str]) -> None:
     say(_exploration(config))
     if info.actions is not None:
         say(f"actions      {info.num_actions}, each one of {info.actions}")
+    if info.peak is not None:
+        say(
+            f"observations bytes of at most {info.peak} were seen: taken for codes, divided by that"
+        )
     limit = info.max_episode_steps
     if task.spec.max_episode_steps is None and limit == DEFAULT_MAX_EPISODE_STEPS:
         say(f"episodes     cut after {limit:,} steps, in scores too; or --max-episode-steps N")
