@@ -1,23 +1,31 @@
 """Asynchronous deep Q-learning: many workers, one shared Q-network, no locks."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from async_dqn.algorithms.q_learning import QLearning
+    from async_dqn.algorithms.rollout import Rollout
+    from async_dqn.algorithms.rollout_passes import Loss
     from async_dqn.api import AsyncDQN
+    from async_dqn.config.extension import Traits
     from async_dqn.config.fields import UserError
 
 __version__ = "0.1.0"
-__all__ = ["AsyncDQN", "UserError", "__version__"]
+__all__ = ["AsyncDQN", "Loss", "QLearning", "Rollout", "Traits", "UserError", "__version__"]
+
+# Late, because most need torch and the command line must answer without it.
+_MODULES = {
+    "AsyncDQN": "api",
+    "Loss": "algorithms.rollout_passes",
+    "QLearning": "algorithms.q_learning",
+    "Rollout": "algorithms.rollout",
+    "Traits": "config.extension",
+    "UserError": "config.fields",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Late, because the API needs torch and the command line must answer without it.
-    if name == "AsyncDQN":
-        from async_dqn.api import AsyncDQN
-
-        return AsyncDQN
-    if name == "UserError":
-        from async_dqn.config.fields import UserError
-
-        return UserError
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

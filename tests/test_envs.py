@@ -493,7 +493,8 @@ class TestRefusals:
             check_env_id("CartPole-v1", ("no_such_module",))
 
     def test_constructor_raises(self) -> None:
-        with pytest.raises(UserError, match=r"env: \S*scripted_envs.py:\d+: ValueError: no display$"):
+        said = r"env: \S*scripted_envs.py:\d+: ValueError: no display$"
+        with pytest.raises(UserError, match=said):
             probe(EnvSpec("Scripted/Unbuildable-v0", {}, IMPORTS))
         with pytest.raises(UserError, match=r"^cannot create env: TypeError: .*colour"):
             probe(EnvSpec("CartPole-v1", {"colour": 1}))

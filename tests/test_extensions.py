@@ -140,8 +140,9 @@ def test_classes_of_a_notebook_cell_work_in_processes(tmp_path):
 
 INSIDE = """
 import sys
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from async_dqn import AsyncDQN
+from async_dqn import AsyncDQN, UserError
 
 def learn(seed):
     agent = AsyncDQN(workers=1, envs_per_worker=2, eval_episodes=2, seed=seed, runs_dir=sys.argv[1])
@@ -150,6 +151,11 @@ def learn(seed):
 if __name__ == "__main__":
     with ProcessPoolExecutor(2) as pool:
         print(*pool.map(learn, [3, 4]))
+    with multiprocessing.Pool(1) as pool:
+        try:
+            pool.apply(learn, [5])
+        except UserError as error:
+            print(error)
 """
 
 
@@ -158,7 +164,9 @@ def test_learn_works_in_processes_of_a_pool(tmp_path):
     script.write_text(INSIDE)
     command = [sys.executable, str(script), str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert done.stdout == "q-lambda-s3-1 q-lambda-s4-1\n", done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "q-lambda-s3-1 q-lambda-s4-1", done.stderr
+    assert second.startswith("a process of multiprocessing.Pool may start no workers; use conc")
 
 
 # What is wrong, by the file that a user would write.

@@ -1,6 +1,7 @@
 """What a run needs of the machine: refused before anything is written, not halfway."""
 
 import math
+import multiprocessing
 import os
 import platform
 import resource
@@ -34,6 +35,11 @@ ATARI_BYTES = 60 * 10**6  # more: emulators, what compiled convolutions keep (Po
 def check_machine(task: Task, folder: Path) -> None:
     """The device, open files, memory, and room where `folder` will be; raises UserError."""
     check_device(task.config.run.device)
+    if task.config.parallel.mode != "serial" and multiprocessing.current_process().daemon:
+        raise UserError(
+            "a process of multiprocessing.Pool may start no workers; use "
+            "concurrent.futures.ProcessPoolExecutor, or mode serial"
+        )
     _check_order_of_writes(task.config.parallel.mode)
     _check_pipes(task.config.parallel.mode)
     size, replay = padded_size(task.network()), task.replay_bytes

@@ -5,8 +5,7 @@ python launch.py --import expected_sarsa --algorithm expected_sarsa:ExpectedSars
 
 from dataclasses import dataclass
 
-from async_dqn.algorithms.q_learning import QLearning
-from async_dqn.config.extension import Traits
+from async_dqn import QLearning, Traits
 from async_dqn.config.fields import UNIT_INTERVAL, setting
 
 
