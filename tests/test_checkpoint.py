@@ -384,17 +384,27 @@ def test_a_linked_checkpoint_is_refused(tmp_path):
     assert "symbolic link" in message(checkpoint.load, tmp_path / "link")
 
 
-def test_newest_run_of_the_environment(tmp_path):
-    assert checkpoint.newest_run(tmp_path, "ALE/Pong-v5") is None
-    for age, name in enumerate(["b", "a", "empty"]):
+def test_newest_run_of_environment_algorithm_and_seed_or_of_a_name(tmp_path):
+    def newest(env="ALE/Pong-v5", name=None, algorithm="a3c", seed=1):
+        found = checkpoint.newest_run(tmp_path, env, name, algorithm, seed)
+        return found and found.name
+
+    assert newest() is None
+    for age, name in enumerate(["b", "a", "other", "empty"]):
         folder = tmp_path / f"ALE-Pong-v5/{name}/checkpoints"
         folder.mkdir(parents=True)
+        config = {"algorithm": {"algorithm": "a3c"}, "run": {"seed": 2 if name == "other" else 1}}
         if name != "empty":
-            save(folder, 1)
+            checkpoint.save(folder, 1, tensors(), {"config": config})
         os.utime(folder, (age, age))
     (tmp_path / "ALE-Pong-v5/link").symlink_to(tmp_path / "ALE-Pong-v5/b")
-    assert checkpoint.newest_run(tmp_path, "ALE/Pong-v5") == tmp_path / "ALE-Pong-v5/a"
-    assert checkpoint.newest_run(tmp_path, "CartPole-v1") is None
+    assert [newest(), newest(seed=2), newest(name="b", seed=2)] == ["a", "other", "b"]
+    assert [newest(env="CartPole-v1"), newest(algorithm="q-lambda"), newest(name="link")] == [
+        None
+    ] * 3
+    for damage in ("{}", "null", "[" * 100_000, '{"config": 1}'):
+        (folder.parent.parent / "other/checkpoints/step-000000000001/state.json").write_text(damage)
+        assert newest(seed=2) is None
 
 
 def test_loading_needs_no_torch_and_runs_no_code(tmp_path):

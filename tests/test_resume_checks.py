@@ -38,6 +38,31 @@ def test_a_run_in_use_is_refused(capsys, run):
         assert "is in use by process" in refuse(capsys, run.parent.parent, "--resume", str(run))
 
 
+def test_automatic_resuming_is_by_seed_or_by_name(capsys, tmp_path):
+    command = ["--mode", "serial", "--workers", "1", "--eval-episodes", "2", "--quiet"]
+    command += ["--runs-dir", str(tmp_path), "--resume", "auto", "--steps"]
+
+    def runs(*arguments: str) -> dict[str, int]:
+        assert main([*command, *arguments]) == 0
+        results = tmp_path.glob("CartPole-v1/*/result.json")
+        return {path.parent.name: json.loads(path.read_text())["steps"] for path in results}
+
+    assert runs("200", "--seed", "0") == {"q-lambda-s0-1": 200}
+    with RunFolder.open(tmp_path / "CartPole-v1/q-lambda-s0-1"):  # still in progress
+        assert runs("200", "--seed", "1") == {"q-lambda-s0-1": 200, "q-lambda-s1-1": 200}
+        assert runs("300", "--seed", "1") == {"q-lambda-s0-1": 200, "q-lambda-s1-1": 300}
+        assert runs("200", "--run-name", "job")["job"] == 200
+        killed = tmp_path / "CartPole-v1/early"  # before its first checkpoint
+        RunFolder.create(tmp_path, "CartPole-v1", "early", "q-lambda", 0).close()
+        (killed / "metrics.csv").write_text("step\n64\n")
+        (killed / "config.json").write_text("{}")
+        assert runs("200", "--run-name", "early")["early"] == 200
+        assert (killed / "metrics.csv").read_text().count("\n64,") == 0
+        last = runs("300", "--run-name", "job")
+    assert last == {"q-lambda-s0-1": 200, "q-lambda-s1-1": 300, "early": 200, "job": 300}
+    assert "starting a new one" in capsys.readouterr().err
+
+
 def test_a_missing_run_is_refused(capsys, run):
     error = refuse(capsys, run.parent.parent, "--resume", str(run.parent / "y"))
     assert f"no checkpoint at {run.parent / 'y'}" in error

@@ -137,7 +137,7 @@ def _check_combination(config: Config, given: Mapping[str, Any], chosen: Mapping
     resume = config.run.resume
     values = config.by_name()
     check_acts(given, values, known=chosen.keys() if resume is not None else values.keys())
-    if resume is not None and config.run.run_name is not None:
+    if resume not in (None, "auto") and config.run.run_name is not None:
         raise UserError(
             "--run-name cannot go with --resume, a resumed run keeps its name; drop --run-name"
         )

@@ -391,7 +391,9 @@ class RunConfig(Section):
         default_words="<algorithm>-s<seed>-<next free number>",
     )
     resume: str | None = setting(
-        None, "run folder or checkpoint to go on from; auto: newest run of this environment"
+        None,
+        "run folder or checkpoint to go on from; auto: the run of --run-name, or the newest of "
+        "this environment, algorithm and seed; a new one where there is none",
     )
     checkpoint_every: int = setting(
         100_000, "interval between checkpoints", unit="global steps", within=COUNT

@@ -9,6 +9,7 @@ moment leaves the previous checkpoint as it was, and a flipped bit is found on l
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ from async_dqn.runs.durable import replace_file, sync_folder, temporary, write_n
 from async_dqn.runs.folder import CHECKPOINT_NAME, env_folder
 
 MARKS = ("latest", "best")
+MAX_STATE_BYTES = 10_000_000
 _OLD = ".old"
 _UNFINISHED = re.compile(r"(step-\d{12}|latest|best)\.tmp-.*")
 
@@ -246,15 +248,29 @@ def _newest(checkpoints: Path, run: Path, warn: Warn) -> Path:
     return complete[-1]
 
 
-def newest_run(runs_dir: str | Path, env_name: str) -> Path | None:
-    """The run of this environment that saved last, for `--resume auto`; None without any."""
-    runs = Path(runs_dir, env_folder(env_name)).glob("*/checkpoints")
+def newest_run(
+    runs_dir: str | Path, env_name: str, run_name: str | None, algorithm: str, seed: int
+) -> Path | None:
+    """For `--resume auto`: the run of this name, or else the one of this algorithm and seed that
+    saved last; None without any."""
+    runs = Path(runs_dir, env_folder(env_name)).glob(f"{run_name or '*'}/checkpoints")
     saved = [
         (checkpoints.stat().st_mtime_ns, checkpoints.parent)
         for checkpoints in runs
-        if _is_folder(checkpoints.parent) and _is_folder(checkpoints) and _complete(checkpoints)
+        if _is_folder(checkpoints.parent)
+        and _is_folder(checkpoints)
+        and any(run_name or _fits(path, algorithm, seed) for path in _complete(checkpoints))
     ]
     return max(saved)[1] if saved else None
+
+
+def _fits(path: Path, algorithm: str, seed: int) -> bool:
+    """Whether a checkpoint, not yet verified, is of a run with this algorithm and seed."""
+    try:
+        config = json.loads(read_file(path, "state.json", MAX_STATE_BYTES))["config"]
+        return (config["algorithm"]["algorithm"], config["run"]["seed"]) == (algorithm, seed)
+    except (Damage, ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def _complete(checkpoints: Path) -> list[Path]:

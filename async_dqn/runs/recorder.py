@@ -156,7 +156,8 @@ class Recorder:
         None where it cannot be opened; it is tried again at the next write.
         """
         if self._board is None:
-            purge_step = self._base_step + 1 if self._base_step else None
+            is_first = not any(self._folder.glob("events.out.*"))
+            purge_step = None if is_first else self._base_step + 1
             self._board = self.drops.attempt(Board.open, self._folder, purge_step)
         return self._board
 

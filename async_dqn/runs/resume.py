@@ -33,7 +33,10 @@ def resumed(
     path: str | Path | None = config.run.resume
     automatic = path == "auto"
     if automatic:
-        path = checkpoint.newest_run(config.run.runs_dir, config.environment.env)
+        run, algorithm = config.run, config.algorithm.algorithm
+        path = checkpoint.newest_run(
+            run.runs_dir, config.environment.env, run.run_name, algorithm, run.seed
+        )
         if path is None:
             return config, None, ["no run to resume; starting a new one"]
     found = checkpoint.load(checkpoint.resolve(path, fall_back=automatic))

@@ -29,7 +29,7 @@ from async_dqn.processes import spawn
 from async_dqn.processes.signals import time_limit
 from async_dqn.replay.shard import least_capacity, segment_length
 from async_dqn.runs import checkpoint
-from async_dqn.runs.folder import RunFolder, check_new_run
+from async_dqn.runs.folder import RunFolder, check_new_run, env_folder
 from async_dqn.runs.progress import say
 from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.resume import resumed
@@ -75,7 +75,7 @@ def train(
     own = find(config.by_name(), objects, config.environment.import_modules)
     check_combination(config)  # by now the traits of all algorithms are known
     spec = EnvSpec.of(config.environment, factory)
-    if not _goes_on_in_its_run(origin):
+    if _old_folder(config, spec, origin) is None:
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode != "serial":
         spawn.preload(make.preload_modules(spec))
@@ -294,18 +294,25 @@ def _exploration(config: Config) -> str:
     return f"{name:12} from {strength.start:g}: {mix}"
 
 
-def _goes_on_in_its_run(origin: checkpoint.Checkpoint | None) -> bool:
-    """Whether there is a run folder to go on in; from a copy of a checkpoint a new run begins."""
-    return origin is not None and origin.path.parent.name == "checkpoints"
+def _old_folder(config: Config, spec: EnvSpec, origin: checkpoint.Checkpoint | None) -> Path | None:
+    """The run folder to go on in; None where a new run begins, as from a copy of a checkpoint."""
+    if origin is not None:
+        checkpoints = origin.path.parent
+        return checkpoints.parent if checkpoints.name == "checkpoints" else None
+    if config.run.resume is None or config.run.run_name is None:
+        return None
+    # --resume auto found no checkpoint in the run of this name: it may have been killed early.
+    path = Path(config.run.runs_dir, env_folder(spec.name), config.run.run_name)
+    return path if (path / "checkpoints").is_dir() else None
 
 
 def _folder(config: Config, spec: EnvSpec, origin: checkpoint.Checkpoint | None) -> RunFolder:
-    if not _goes_on_in_its_run(origin):
-        run = config.run
+    path, run = _old_folder(config, spec, origin), config.run
+    if path is None:
         return RunFolder.create(
             run.runs_dir, spec.name, run.run_name, plain_name(config.algorithm.algorithm), run.seed
         )
-    folder = RunFolder.open(origin.path.parent.parent)
+    folder = RunFolder.open(path)
     checkpoint.clean(folder.checkpoints)
-    checkpoint.rewind(folder.checkpoints, origin.step)
+    checkpoint.rewind(folder.checkpoints, 0 if origin is None else origin.step)
     return folder
