@@ -16,7 +16,7 @@ import pytest
 import async_dqn
 from async_dqn.config.config import Config
 from async_dqn.runs.folder import RunFolder
-from async_dqn.runs.progress import Bar, PlainLines, Status
+from async_dqn.runs.progress import Bar, PlainLines, Status, bar_text
 from async_dqn.runs.recorder import RESULT_KEYS, Recorder, _closing_line, process_start
 from async_dqn.runs.versions import git_revision
 from async_dqn.runs.writers import GLOBAL_TAGS, Board, Drops, EventLog, Table
@@ -326,7 +326,12 @@ def test_bar_on_a_terminal_is_redrawn_in_place_and_put_away():
     assert process.wait() == 0
     os.close(parent)
     text = output.decode()
-    assert "100%" in text and "evaluation 9.5" in text and "left 00:00:00" in text
+    assert (
+        "100%" in text
+        and "00:00:01  " in text
+        and "evaluation 9.5" in text
+        and "left 00:00:00" in text
+    )
     assert text.index("in between") < text.index("100%") < text.index("after")
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is given back
     assert text.count("%") < 8, "redrawn more than four times a second"
@@ -358,6 +363,22 @@ def test_a_reader_that_leaves_does_not_stop_the_run():
 
 
 def test_the_last_line_says_how_the_run_ended():
-    result = {"status": "budget reached", "wall_s": 4.123, "steps": 78822}
-    line = _closing_line({**result, "final_mean": 500.0, "best_mean": None})
-    assert line == "budget reached after 4.1 s and 78822 steps: final score 500.0, best None"
+    result = {"status": "budget reached", "wall_s": 4.123, "steps": 78822, "best_mean": None}
+    assert _closing_line({**result, "final_mean": -119.25080816522241}) == (
+        "budget reached after 4.1 s and 78,822 steps: final score -119.3"
+    )
+    assert _closing_line({**result, "final_mean": None, "best_mean": 0.9512}).endswith(
+        " steps: final parameters not scored, best 0.95"
+    )
+    failed = dict.fromkeys(result) | {"status": "failed", "wall_s": 4.123, "final_mean": None}
+    assert _closing_line(failed) == "failed after 4.1 s: final parameters not scored"
+
+
+@pytest.mark.parametrize("width", [30, 50, 60, 80, 120])
+def test_what_the_bar_says_fits_or_is_left_out_whole(width):
+    text = bar_text(Status(600_000, 1_000_000, 40106.0, 5400.0, 180.25, 500.0), width)
+    everything = "01:30:00  40,106 steps/s  return 180.2  evaluation 500.0  left 00:00:09"
+    parts = text.split("  ")
+    assert len(text) <= width and (text == everything) == (width >= len(everything))
+    assert set(parts) <= set(everything.split("  ")) and parts[0] == "01:30:00"
+    assert parts[-1] == "left 00:00:09" and ("evaluation 500.0" in parts) == (width >= 50)

@@ -9,6 +9,7 @@ from typing import Any
 
 PLAIN_SECONDS = 10.0
 BAR_SECONDS = 0.25  # four refreshes a second
+BESIDES = 10  # columns for the percentage and the shortest bar
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Bar:
         if self._open and (now or self._clock() >= self._next):
             self._next = self._clock() + BAR_SECONDS
             fields: dict[str, Any] = {"completed": status.step, "total": status.total}
-            self._bar.update(self._task, text=details(status), refresh=True, **fields)
+            text = bar_text(status, self._bar.console.width - BESIDES)
+            self._bar.update(self._task, text=text, refresh=True, **fields)
 
     def close(self) -> None:
         """Leave the bar as last drawn and give the terminal back. Idempotent."""
@@ -89,16 +91,26 @@ def plain_line(status: Status) -> str:
     """Such as "00:01:30  450,000 steps (45%)  5,000 steps/s  return 180.2  ..."."""
     percent = 100 * status.step / max(1, status.total)
     clock = duration(status.elapsed_s)
-    return f"{clock}  {status.step:,} steps ({percent:.0f}%)  {details(status)}"
+    return "  ".join([clock, f"{status.step:,} steps ({percent:.0f}%)", *_details(status)])
 
 
-def details(status: Status) -> str:
+def bar_text(status: Status, room: int) -> str:
+    """Time elapsed and details; of these as many, the last ones, as fit whole into `room`."""
+    parts = [duration(status.elapsed_s), *_details(status)]
+    while len("  ".join(parts)) > room and len(parts) > 1:
+        del parts[1]
+    return "  ".join(parts)
+
+
+def _details(status: Status) -> list[str]:
     """Speed, training return, last evaluation, time left."""
     left = (status.total - status.step) / status.fps if status.fps > 0 else None
-    return (
-        f"{status.fps:,.0f} steps/s  return {_score(status.training_return)}  "
-        f"evaluation {_score(status.evaluation)}  left {duration(left)}"
-    )
+    return [
+        f"{status.fps:,.0f} steps/s",
+        f"return {score(status.training_return)}",
+        f"evaluation {score(status.evaluation)}",
+        f"left {duration(left)}",
+    ]
 
 
 def duration(seconds: float | None) -> str:
@@ -109,8 +121,9 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def score(value: float | None) -> str:
+    """Such as 180.2 or 0.95; "-" where there is none."""
+    return "-" if value is None else f"{value:.{1 if abs(value) >= 10 else 2}f}"
 
 
 def say(line: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from async_dqn.config.config import Config
 from async_dqn.runs.durable import replace_file
 from async_dqn.runs.folder import RunFolder
-from async_dqn.runs.progress import Status, display, say
+from async_dqn.runs.progress import Status, display, say, score
 from async_dqn.runs.versions import git_revision, versions
 from async_dqn.runs.writers import (
     EVALUATIONS_HEADER,
@@ -266,10 +266,15 @@ class Recorder:
 
 
 def _closing_line(result: Mapping[str, Any], is_real: bool = True) -> str:
-    """Such as "threshold reached after 4.1 s and 78822 steps: final score 500.0, best 500.0"."""
-    seconds = "{wall_s:.1f} s" if is_real else "{wall_s:.3g} simulated s"
-    ended = f"{{status}} after {seconds} and {{steps}} steps".format_map(result)
-    return f"{ended}: final score {result['final_mean']}, best {result['best_mean']}"
+    """Such as "threshold reached after 4.1 s and 78,822 steps: final score 500.0, best 500.0"."""
+    ended = (
+        "{status} after {wall_s:.1f} s" if is_real else "{status} after {wall_s:.3g} simulated s"
+    )
+    steps = "" if result["steps"] is None else f" and {result['steps']:,} steps"
+    final, best = result["final_mean"], result["best_mean"]
+    scores = "final parameters not scored" if final is None else f"final score {score(final)}"
+    scores += "" if best is None else f", best {score(best)}"
+    return f"{ended.format_map(result)}{steps}: {scores}"
 
 
 def _print_warning(text: str) -> None:

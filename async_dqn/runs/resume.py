@@ -69,7 +69,8 @@ def _change(name: str, old: Any, new: Any) -> str:
         raise UserError(
             f"checkpoint does not match: {setting} {old} vs {new}; start a new run or drop {option}"
         )
-    return f"{setting} changed from {old} to {new}"
+    before, now = (f"{x:.6g}" if isinstance(x, float) else x for x in (old, new))
+    return f"{setting} changed from {before} to {now}"
 
 
 def stored_config(found: checkpoint.Checkpoint) -> Config:
