@@ -112,6 +112,7 @@ def test_more_workers_than_cores_are_told_what_to_expect(start, more):
     workers = ("--workers", str(usable_cores() + more))
     code, out, _ = start(*workers, "--steps", "200", "--eval-episodes", "2").finish()
     assert code == 0 and ("expect no gain" in out) == bool(more)
+    assert "hang_timeout=60" in out
 
 
 def test_a_worker_killed_while_starting_is_replaced_too(start):

@@ -133,7 +133,13 @@ def test_the_target_is_refreshed_once_per_interval(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "told"), [({}, True), ({"max_episode_steps": 9}, False)])
-def test_a_limit_that_nobody_gave_is_told(tmp_path, capsys, given, told):
+def test_what_differs_and_a_limit_that_nobody_gave_are_told(tmp_path, capsys, given, told):
     scripted = {"env": "Scripted/Cue-v0", "import_modules": ("scripted_ids",), "quiet": False}
-    train(tmp_path, steps=100, **scripted, **given)
-    assert ("cut after 10,000 steps" in capsys.readouterr().out) == told
+    train(tmp_path, steps=100, exploration="ladder", lr=1 / 700, **scripted, **given)
+    said, _, _ = capsys.readouterr().out.partition("run folder")
+    assert ("cut after 10,000 steps" in said) == told
+    assert f"max_episode_steps={given.get('max_episode_steps', 10_000)}," in said
+    assert "lr=0.00142857," in said and "seed=" in said and "network=auto" not in said
+    assert not any(name in said for name in ("gamma", "hang_timeout", "epsilon_final"))
+    lines = said.splitlines()
+    assert len(lines) < 10 and max(map(len, lines)) <= 100

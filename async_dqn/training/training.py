@@ -6,6 +6,7 @@ server was started, so that both import it at the same time.
 
 import contextlib
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from async_dqn.runs.run import Run
     from async_dqn.workers.task import Task
 
+COLUMNS, NO_BREAK = 100, "\N{NO-BREAK SPACE}"  # of what is said at the start
+ALWAYS_SAID = {"env", "algorithm", "mode", "steps", "seed"}
+SAID_BELOW = {"workers", "envs_per_worker", "runs_dir", "run_name"}
 PROBE_S = 120.0  # for making an environment and a first step
 
 
@@ -236,33 +240,51 @@ def _announce(task: "Task", folder: RunFolder, notes: list[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     if config.run.quiet:
         return
-    for section, settings in config.to_dict().items():
-        shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value != {})
-        if section != "whole":
-            say(f"{section:12} {shown}")
-    say(_sharing(config))
-    say(_exploration(config))
-    if info.actions is not None:
-        say(f"actions      {info.num_actions}, each one of {info.actions}")
+    _say("settings", *_settings(task), "others as by default (all are in config.json)")
+    _say("workers", *_sharing(config))
+    _say(*_exploration(config))
     if info.peak is not None:
-        say(
-            f"observations bytes of at most {info.peak} were seen: taken for codes, divided by that"
-        )
+        seen = f"bytes of at most {info.peak} were seen"
+        _say("observations", f"{seen}: taken for codes, divided by that")
+    if info.actions is not None:
+        _say("actions", f"{info.num_actions}, each one of {info.actions}")
     limit = info.max_episode_steps
     if task.spec.max_episode_steps is None and limit == DEFAULT_MAX_EPISODE_STEPS:
-        say(f"episodes     cut after {limit:,} steps, in scores too; or --max-episode-steps N")
+        _say("episodes", f"cut after {limit:,} steps", "in scores too; or --max-episode-steps N")
     replay, parallel = config.replay, config.parallel
     if replay.replay != "none":
-        capacity = replay.replay_capacity // parallel.workers
-        say(
-            f"replay       {parallel.workers} shards of {capacity} steps, "
-            f"{task.replay_bytes / 1e6:.0f} MB; "
-            f"learning begins at step {replay.replay_start}"
-        )
+        capacity, megabytes = replay.replay_capacity // parallel.workers, task.replay_bytes / 1e6
+        size = f"{parallel.workers} shards of {capacity} steps"
+        _say("replay", size, f"{megabytes:.0f} MB; learning begins at step {replay.replay_start}")
     say(f"run folder   {folder}")
 
 
-def _sharing(config: Config) -> str:
+def _say(label: str, *items: str) -> None:
+    """Print a list, wrapped between its items where they are not too long."""
+    whole = ", ".join(item.replace(" ", NO_BREAK) for item in items)
+    label, indent = f"{label:12} ", " " * 13
+    lines = textwrap.fill(
+        whole, COLUMNS, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False
+    )
+    say(lines.replace(NO_BREAK, " "))
+
+
+def _settings(task: "Task") -> list[str]:
+    """The settings that matter most, those that are not the defaults, and what holds for those
+    that were left open."""
+    config, defaults = task.config, Config().by_name()
+    limit, network = task.info.max_episode_steps, task.architecture.network
+    now = config.by_name() | {"max_episode_steps": limit, "network": network}
+    if config.parallel.mode != "serial":
+        now["hang_timeout"] = config.parallel.patience_s
+    return [
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in now.items()
+        if name in ALWAYS_SAID or (value != defaults[name] and name not in SAID_BELOW)
+    ]
+
+
+def _sharing(config: Config) -> list[str]:
     """What follows from the number of workers, beside what it is with few."""
     now, whole, parallel = config.by_name(), dict(config.whole), config.parallel
     few = whole.pop("workers", None)
@@ -271,27 +293,26 @@ def _sharing(config: Config) -> str:
         for name, value in whole.items()
         if name != "envs_per_worker" and now[name] != value
     ]
-    words = f"{parallel.actors} of {parallel.envs_per_worker} environments each"
     cores = usable_cores()
     if parallel.mode != "serial" and parallel.workers > cores:
         plural = "s" * (cores > 1)
         changed.append(f"on {cores} core{plural}: expect no gain, --workers {cores} takes less CPU")
-    return f"{'workers':12} " + ", ".join([words, *changed])
+    return [f"{parallel.actors} of {parallel.envs_per_worker} environments each", *changed]
 
 
-def _exploration(config: Config) -> str:
+def _exploration(config: Config) -> list[str]:
     if traits_of(config.algorithm.algorithm).explores_itself:
-        return "exploration  by the policy itself"
+        return ["exploration", "by the policy itself"]
     if is_foreign(config.exploration.exploration):
-        return f"exploration  by {config.exploration.exploration}"
+        return ["exploration", f"by {config.exploration.exploration}"]
     count = config.parallel.actors * config.parallel.envs_per_worker
     strength = schedule(config.exploration, count)
     finals, counts = np.unique(strength.finals, return_counts=True)
-    mix = ", ".join(f"{n} of {count} environments to {x:.3g}" for x, n in zip(finals, counts))
+    mix = [f"{n} of {count} environments to {x:.3g}" for x, n in zip(finals, counts)]
     if len(finals) > 5:
-        mix = f"{count} environments to {finals[0]:.3g} ... {finals[-1]:.3g}"
+        mix = [f"{count} environments to {finals[0]:.3g} ... {finals[-1]:.3g}"]
     name = "temperature" if config.exploration.exploration == "boltzmann" else "epsilon"
-    return f"{name:12} from {strength.start:g}: {mix}"
+    return [name, f"from {strength.start:g}: {mix[0]}", *mix[1:]]
 
 
 def _old_folder(config: Config, spec: EnvSpec, origin: checkpoint.Checkpoint | None) -> Path | None:
