@@ -1,6 +1,7 @@
 """Real runs, real signals: what the supervisor promises of processes."""
 
 import csv
+import multiprocessing
 import os
 import resource
 import signal
@@ -18,13 +19,22 @@ from async_dqn.envs.make import probe
 from async_dqn.envs.spec import EnvSpec
 from async_dqn.networks.architecture import choose
 from async_dqn.parameters.block import SharedBlock
-from async_dqn.parameters.layout import ACKNOWLEDGED, HEARTBEAT_NS, STEPS, padded_size, sections
+from async_dqn.parameters.layout import (
+    ACKNOWLEDGED,
+    CPU_NS,
+    HEARTBEAT_NS,
+    STEPS,
+    padded_size,
+    sections,
+)
 from async_dqn.parameters.optimizers import SharedAdam
 from async_dqn.parameters.store import ParameterStore
+from async_dqn.processes.child_side import RecordPipe
 from async_dqn.processes.signals import SAME_S
 from async_dqn.processes.spawn import MAX_FAILURES
 from async_dqn.runs import checkpoint
 from async_dqn.training.supervisor import Supervisor
+from async_dqn.workers import evaluator
 from async_dqn.workers.evaluator import EvaluatorLoop
 from async_dqn.workers.task import Task
 from runs import ROOT, SMALL, Trainer, is_alive, listening, wait_gone
@@ -186,12 +196,43 @@ def test_an_evaluator_that_keeps_up_is_replaced_however_often_it_dies(start):
     assert code == 143 and "given up" not in err
 
 
-def test_an_evaluation_that_its_process_did_not_live_to_finish_is_due_again():
-    config = Config.from_flat({"eval_every": 100, "workers": 1})
+def evaluator_start(**settings) -> SimpleNamespace:
+    config = Config.from_flat({"eval_every": 100, "workers": 1, **settings})
     spec = EnvSpec("CartPole-v1", {}, (), None, None)
     task = Task(config, spec, probe(spec), choose(config, probe(spec)))
     block = SharedBlock(task.sections(padded_size(task.network())))
-    start = SimpleNamespace(task=task, block=block, index=1, incarnation=1)
+    return SimpleNamespace(task=task, block=block, index=1, incarnation=1)
+
+
+@pytest.mark.parametrize(("goal", "share"), [(None, "2%"), (475.0, "10%")])
+def test_why_evaluations_are_put_off_is_told_once(monkeypatch, goal, share):
+    monkeypatch.setattr(evaluator, "LATE_S", 0.05)
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    start, said = evaluator_start(stop_at_return=goal), []
+    store = ParameterStore(start.block, SharedAdam(), 0)
+    run = SimpleNamespace(
+        task=start.task, store=store, block=start.block, recorder=SimpleNamespace(warn=said.append)
+    )
+    supervisor, loop = Supervisor(run), EvaluatorLoop(start, RecordPipe(writer), None)
+    supervisor.evaluator.pipe = reader
+    store.slot[STEPS] = 350
+    loop.slot[CPU_NS] += 10**11
+    assert not loop._due()
+    supervisor._drain(supervisor.evaluator)
+    assert not said
+    time.sleep(0.06)
+    for _ in range(2):
+        assert not loop._due()
+        supervisor._drain(supervisor.evaluator)
+    (text,) = said
+    assert text.startswith("the evaluation due at step 100 is put off: evaluations may take")
+    assert f" {share} of" in text
+    assert ("--stop-at-return allows" in text) == (goal is None)
+
+
+def test_an_evaluation_that_its_process_did_not_live_to_finish_is_due_again():
+    start = evaluator_start()
+    block = start.block
 
     def is_due() -> bool:
         return EvaluatorLoop(start, None, None)._due()

@@ -246,6 +246,8 @@ class Supervisor:
             child.cause = record["cause"]
             if record["is_hopeless"] and not child.incarnation and child.role != "player":
                 raise UserError(f"{child.name} {child.cause}; make the environment the same twice")
+        elif kind == "warning":
+            self.run_.recorder.warn(record["text"])
         elif kind == "training":
             self.run_.reporter.add(record)
         elif kind == "evaluation":

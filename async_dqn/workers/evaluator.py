@@ -46,6 +46,7 @@ from async_dqn.workers.task import ChildStart, Task
 # third of that.
 CPU_SHARE, CPU_SHARE_TO_THRESHOLD = 0.02, 0.1
 CPU_SECONDS, SHORT_CPU_SECONDS = 1.0, 60.0
+LATE_S = 30.0  # an evaluation is put off so long before it is told
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,8 @@ class EvaluatorLoop:
         unfinished = int(self.store.snapshot.sequence > self.store.control[ACKNOWLEDGED])
         self.evaluated = self.store.steps // self.eval_every - unfinished
         self.unacknowledged = 0
+        self._due_from: float | None = None  # since when an evaluation is put off
+        self._told = False
         self.decided = False  # a score ended the run: no further snapshot
         self._rate_from = (time.monotonic(), self.store.steps)
 
@@ -271,10 +274,29 @@ class EvaluatorLoop:
         step = self.store.steps
         quotient = step // self.eval_every
         over = step >= self.budget  # the end has its own evaluation
-        if quotient <= self.evaluated or over or not self.evaluator.affordable():
+        if quotient <= self.evaluated or over:
             return False
-        self.evaluated = quotient
+        if not self.evaluator.affordable():
+            self._tell_if_late()
+            return False
+        self.evaluated, self._due_from = quotient, None
         return True
+
+    def _tell_if_late(self) -> None:
+        """Say, once, why an evaluation has been due for long, and what changes that."""
+        now = time.monotonic()
+        self._due_from = self._due_from or now
+        if self._told or now < self._due_from + LATE_S:
+            return
+        wanted, spent = self.evaluator.threshold < math.inf, self.evaluator.spent
+        share = f"{CPU_SHARE_TO_THRESHOLD if wanted else CPU_SHARE:.0%} of the run's CPU time"
+        more = "" if wanted else f"; --stop-at-return allows {CPU_SHARE_TO_THRESHOLD:.0%}"
+        text = (
+            f"the evaluation due at step {(self.evaluated + 1) * self.eval_every:,} is put off: "
+            f"evaluations may take {share} and took {spent:.0f} s so far; a larger --eval-every "
+            f"is kept, fewer --eval-episodes cost less{more}"
+        )
+        self._told = self.pipe.send({"kind": "warning", "text": text})
 
     def _advance(self, running: Generator[int, None, Evaluation | None]):
         """Take one step; send the result when there is one."""
