@@ -60,16 +60,22 @@ def _dispatch(argv: list[str]) -> int:
 def train(argv: Sequence[str]) -> int:
     """Train with the settings in `argv`; see `--help`."""
     from async_dqn.config.options import AUTO, parse_train
-    from async_dqn.config.presets import resolve
+    from async_dqn.config.presets import resolve, to_toml
 
     given = parse_train(argv)
     if given.pop("version", False):
         return _print_version()
     sources = given.pop("config", None), given.pop("preset", None)
+    is_printed = given.pop("print_config", False)
     auto = given.get("workers") == AUTO
     if auto:
         del given["workers"]
     config, explicit = resolve(given, *sources)
+    if is_printed and (auto or config.run.resume):
+        raise UserError("--print-config goes with neither --workers auto nor --resume; drop one")
+    if is_printed:
+        _say(to_toml(config))
+        return 0
     from async_dqn.envs import make  # imports gymnasium: only now
 
     make.check_env_id(config.environment.env, config.environment.import_modules)

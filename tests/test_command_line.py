@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,17 @@ def test_arguments_of_an_environment_may_be_tables_and_lists():
         "words": "{not a table",
     }
     assert Config.from_flat(parsed).environment.env_arg == parsed["env_arg"]
+
+
+def test_settings_are_printed_as_a_file_and_nothing_begins(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--print-config", "--import", "absent", "--lr", "0.25"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# add --import absent\n[environment]\n")
+    assert tomllib.loads(text)["optimizer"]["lr"] == 0.25
+    for other in (["--workers", "auto"], ["--resume", "auto"]):
+        assert cli.main(["--print-config", *other]) == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_lists(capsys):

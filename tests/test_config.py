@@ -155,6 +155,55 @@ def test_unreadable_config_files(tmp_path):
         assert message_of(presets.read_config, str(path)) == f"cannot read config {path}: {reason}"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"workers": 5, "oversubscribe": True, "quiet": True, "import_modules": ("m", "n")},
+        {"envs_per_worker": 3, "algorithm": "a3c", "mode": "sync"},
+        {"env": "MinAtar/Breakout-v1", "replay": "uniform", "lr": 1e-7, "target_sync_steps": 5},
+        {"env": "X-v0", "env_arg": {"a b": [1, {"c": '"\x7f\n\\é'}], "d": 1e300}, "hidden": (7,)},
+    ],
+)
+def test_a_run_is_repeated_from_its_folder_and_from_printed_settings(tmp_path, given, capsys):
+    config, _ = resolve({**given, "seed": 4, "run_name": "x", "runs_dir": "elsewhere"})
+    write(tmp_path, json.dumps({"settings": config.to_dict()}), "config.json")
+    presets._note.cache_clear()
+    own = {"run_name": None, "runs_dir": "runs", "quiet": False, "import_modules": ()}
+    for _ in range(2):  # but one note
+        assert resolve({}, str(tmp_path))[0] == config.with_settings(own)
+    note = (
+        "note: modules are not imported from files; if you trust them, add --import m --import n\n"
+    )
+    assert capsys.readouterr().err == (note if "import_modules" in given else "")
+    # What followed from the number of workers follows from the new one.
+    more = {"workers": 7, "oversubscribe": True, "seed": 4}
+    changed = resolve(more, str(tmp_path / "config.json"))[0]
+    assert changed == resolve({**given, **more})[0].with_settings(own)
+    printed = resolve({}, write(tmp_path, presets.to_toml(config)))[0].by_name()
+    expected = {name for name, value in config.by_name().items() if value != printed[name]}
+    assert expected <= {"import_modules", "envs"}
+    assert "envs" not in expected or "envs_per_worker" in given
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        *[
+            (text, "is no config.json of a run")
+            for text in ("{", "[]", "[" * 10**5, '{"settings": 1}')
+        ],
+        ('{"settings": {"run": 3}}', "is no config.json of a run"),
+        ('{"settings": {"run": {"host": 1}}}', "unknown key 'run.host'"),
+        ('{"settings": {"run": {"seed": NaN}}}', "run.seed must be"),
+        ('{"settings": {"whole": {"lr": "x"}}}', "whole.lr must be a number"),
+        ('{"settings": {}, "peer": {}}', "is of another library's program"),
+    ],
+)
+def test_a_config_of_no_run_is_refused(tmp_path, text, words):
+    assert words in message_of(resolve, {}, write(tmp_path, text, "config.json"))
+
+
 def test_later_sources_win(tmp_path):
     file = write(tmp_path, "[optimizer]\nlr = 0.25\nlr_schedule = 'linear'\n[run]\nsteps = 7\n")
     config, explicit = resolve({"steps": 9}, config_file=file)

@@ -72,7 +72,11 @@ def train_parser() -> Parser:
     sources.add_argument(
         "--preset", metavar="NAME", help="tuned settings (default: those for the environment)"
     )
-    sources.add_argument("--config", metavar="FILE.toml", help="file of settings by section")
+    sources.add_argument(
+        "--config", metavar="FILE.toml|RUN", help="file of settings by section, or a run to repeat"
+    )
+    printed = "write the resulting settings to stdout, as such a file, and exit"
+    sources.add_argument("--print-config", action="store_true", help=printed)
     groups = {name: parser.add_argument_group(name.capitalize()) for name in SECTIONS}
     for about in SETTINGS.values():
         groups[about.section].add_argument(about.option, dest=about.name, **argument(about))
@@ -108,9 +112,9 @@ def _metavar(about: Setting) -> str:
 
 
 def parse_train(argv: Sequence[str]) -> dict[str, Any]:
-    """Settings by name as given in `argv`, checked; also `config`, `preset` and `version` when
-    given. `workers`, and what follows from them, may be AUTO. Raises UserError; `--help` raises
-    SystemExit."""
+    """Settings by name as given in `argv`, checked; also `config`, `preset`, `version` and
+    `print_config` when given. `workers`, and what follows from them, may be AUTO. Raises UserError;
+    `--help` raises SystemExit."""
     texts = train_parser().parse(argv)
     auto = {n: AUTO for n in ("workers", *FOLLOWING) if texts.get(n) == AUTO}
     return auto | {

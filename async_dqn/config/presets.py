@@ -1,4 +1,4 @@
-"""Settings files (TOML), presets, and how the sources of settings are merged.
+"""Settings files (TOML, or a run's config.json), presets, and how sources of settings are merged.
 
 Later sources win: field defaults, preset, its tables for single choices, --config file, command
 line. A table `[per-algorithm.a3c.optimizer]` of a preset holds where a3c is chosen, one
@@ -8,8 +8,12 @@ no environment in particular is laid over that of the environment, and may have 
 (`[per-env.CartPole-v1.optimizer]`, `[per-env."MinAtar/*".optimizer]`).
 """
 
+import dataclasses
 import fnmatch
+import functools
+import json
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,7 +46,9 @@ NEEDS = {
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_DOTS = 1_000  # in a line; tomllib takes quadratic time and more over long dotted keys
-OTHER_FORMATS = (".yaml", ".yml", ".json")
+OTHER_FORMATS = (".yaml", ".yml")
+# Settings of one session, never taken from another run.
+PER_SESSION = ("resume", "runs_dir", "run_name", "quiet", "import_modules")
 
 
 @dataclass(frozen=True)
@@ -84,15 +90,17 @@ def resolve(
     """Merge all sources of settings.
 
     `flat` holds setting names and values from the command line or the API, `objects` the user's
-    own code that some of them name (`extension.bring`). Returns the configuration and the dotted
-    names of the settings that `flat` or the file gave. Raises UserError for anything unknown,
-    malformed or contradictory in any source.
+    own code that some of them name (`extension.bring`); `config_file` may also be a run folder, or
+    the config.json in one. Returns the configuration and the dotted names of the settings that
+    `flat` or the file gave. Raises UserError for anything unknown, malformed or contradictory in
+    any source.
     """
     given = {name: _check_given(name, value) for name, value in flat.items()}
-    chosen = merge(read_config(config_file) if config_file else {}, given)
+    stored, whole = _read_file(config_file, given) if config_file else ({}, {})
+    chosen = merge(stored, given)
     chosen = {name: value for name, value in chosen.items() if not _is_auto(name, value)}
     extension.find(chosen, objects, chosen.get("import_modules", ()))
-    tuned = _tuned(chosen, load(preset) if preset else None)
+    tuned = _tuned(chosen, load(preset) if preset else None) | whole
     reference = tuned.get("workers", REFERENCE)
     config = Config.shared_out(merge(tuned, chosen), chosen.keys(), reference)
     _check_combination(config, given, chosen)
@@ -184,6 +192,43 @@ def read_config(path: str) -> dict[str, Any]:
     return flatten(read_toml(path), path)
 
 
+def _read_file(path: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Checked settings by name; those of a run that followed from its workers apart, as they were
+    for the whole. Says which modules the run imported that are not `given`."""
+    if Path(path).is_dir():
+        path = str(Path(path, "config.json"))
+    if not path.endswith(".json"):
+        return read_config(path), {}
+    config = _read_run(path)
+    modules = set(config.environment.import_modules) - set(given.get("import_modules", ()))
+    if modules:
+        options = "".join(f" --import {name}" for name in sorted(modules))
+        _note(f"modules are not imported from files; if you trust them, add{options}")
+    whole = dict(config.whole)
+    if "envs_per_worker" not in whole:  # which was given, so that --envs did not act
+        whole["envs"] = config.parallel.envs
+    apart = {*PER_SESSION, *(whole.keys() - {"workers"})}
+    return {name: value for name, value in config.by_name().items() if name not in apart}, whole
+
+
+def _read_run(path: str) -> Config:
+    """The settings in config.json of a run; raises UserError."""
+    try:
+        run = json.loads(_read_text(path))
+        if "peer" in run:
+            raise UserError(f"{path} is of another library's program; only `compare` runs these")
+        return Config.from_dict({name: dict(table) for name, table in run["settings"].items()})
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"{path} is no config.json of a run; give one, a run folder or a TOML file"
+        ) from None
+
+
+@functools.cache  # settings may be read again and again
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
 def flatten(data: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Checked settings by name from tables by section; `path` names the source in errors."""
     settings = {}
@@ -228,6 +273,27 @@ def read_toml(path: str) -> dict[str, Any]:
     if _deeper_than(MAX_DEPTH, data):
         raise too_deep
     return data
+
+
+def to_toml(config: Config) -> str:
+    """The settings as a file that gives them again, but for the modules to import."""
+    derived = "envs_per_worker" if "envs_per_worker" in config.whole else "envs"
+    lines = [f"# add --import {name}" for name in config.environment.import_modules]
+    for section in SECTIONS:
+        lines.append(f"[{section}]")
+        for name, value in dataclasses.asdict(getattr(config, section)).items():
+            is_said = value is not None or SETTINGS[name].kind in (int, float)
+            if is_said and name not in ("import_modules", derived):
+                lines.append(f"{name} = {_toml('none' if value is None else value)}")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_toml(key)} = {_toml(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _read_text(path: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from async_dqn.config.config import SECTIONS, Config, UserError
+from async_dqn.config.presets import PER_SESSION
 from async_dqn.runs import checkpoint
 from async_dqn.runs.checkpoint_format import COUNTERS
 
@@ -16,14 +17,6 @@ FIXED = (
     "optimizer.optimizer",
 )
 FIXED_SECTIONS = ("network",)
-# Settings of one session, never taken from the run that is resumed.
-PER_SESSION = (
-    "run.resume",
-    "run.runs_dir",
-    "run.run_name",
-    "run.quiet",
-    "environment.import_modules",
-)
 
 
 def resumed(
@@ -48,9 +41,9 @@ def resumed(
         values = {}
         for field in dataclasses.fields(old):
             name, mine = f"{section}.{field.name}", getattr(new, field.name)
-            keep = name not in explicit and name not in PER_SESSION
+            keep = name not in explicit and field.name not in PER_SESSION
             values[field.name] = getattr(old, field.name) if keep else mine
-            if not keep and name not in PER_SESSION and mine != getattr(old, field.name):
+            if not keep and field.name not in PER_SESSION and mine != getattr(old, field.name):
                 notes.append(_change(name, getattr(old, field.name), mine))
         merged[section] = dataclasses.replace(old, **values)
     config = Config(**merged, whole=stored.whole)
