@@ -7,6 +7,7 @@ answer at once, and training starts its fork server before it imports torch itse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from async_dqn.config.config import SETTINGS, UserError
 from async_dqn.config.fields import did_you_mean, one_line
@@ -124,18 +125,40 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def list_names(argv: Sequence[str]) -> int:
-    """Print a table of presets, algorithms or networks."""
-    if list(argv) in (["-h"], ["--help"]):
-        _say(f"usage: async-dqn list {{{','.join(TABLES)}}}\n\n{list_names.__doc__}")
-        return 0
-    if len(argv) != 1 or argv[0] not in TABLES:
-        hint = did_you_mean(argv[0], TABLES) if argv else ""
-        raise UserError(f"list needs one of {', '.join(TABLES)}{hint}")
-    rows = TABLES[argv[0]]()
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    _say("\n".join(lines))
+    """Print tables of presets, algorithms, networks and runs, or one of them."""
+    from async_dqn.config.options import Parser
+
+    parser = Parser(prog="async-dqn list", description=list_names.__doc__)
+    parser.add_argument("what", nargs="?", metavar="|".join(TABLES), help="(default: all)")
+    parser.add_argument("--runs-dir", metavar="DIR", default="runs", help="(default: runs)")
+    given = parser.parse(argv)
+    what = given.get("what")
+    if what is not None and what not in TABLES:
+        raise UserError(f"list needs one of {', '.join(TABLES)}{did_you_mean(what, TABLES)}")
+    tables = []
+    for name in TABLES if what is None else [what]:
+        rows = _run_rows(given["runs_dir"]) if name == "runs" else TABLES[name]()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        tables.append("\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows))
+    _say("\n\n".join(tables))
     return 0
+
+
+def _run_rows(runs_dir: str = "runs") -> list[tuple[str, ...]]:
+    from async_dqn.report.results import find_runs, quantity, read_run
+    from async_dqn.runs.folder import is_locked
+    from async_dqn.runs.progress import score
+
+    rows: list[tuple[str, ...]] = [("run", "status", "steps", "last score")]
+    for path in find_runs(Path(runs_dir)):
+        try:
+            run = read_run(path)
+            found = run.status, quantity(run.totals["steps"]), score(run.final)
+        except UserError:
+            found = "damaged", "-", "-"
+        status, *figures = found
+        rows.append((one_line(str(path)), "running" if is_locked(path) else status, *figures))
+    return rows
 
 
 def _preset_rows() -> list[tuple[str, ...]]:
@@ -189,4 +212,5 @@ TABLES: dict[str, Callable[[], list[tuple[str, ...]]]] = {
     "presets": _preset_rows,
     "algorithms": lambda: _choice_rows("algorithm"),
     "networks": lambda: _choice_rows("network"),
+    "runs": _run_rows,
 }

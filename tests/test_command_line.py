@@ -107,7 +107,11 @@ BAD_INPUTS = [
     (0, "--layer-norm must be on or off (got 'yes')", "--layer-norm", "yes"),
     (0, "--env-arg must be KEY=VALUE (got 'sticky')", "--env-arg", "sticky"),
     (0, "--double/--no-double takes no value", "--double=yes"),
-    (0, "list needs one of presets, algorithms, networks; did you mean presets?", "list", "preset"),
+    (
+        0,
+        "list needs one of presets, algorithms, networks, runs; did you mean presets?",
+        *("list", "preset"),
+    ),
     (0, "--episodes must be a whole number from 1 (got '0')", "evaluate", "x", "--episodes", "0"),
     (0, "unknown command 'bnch'; did you mean bench?", "bnch"),
 ]
@@ -246,8 +250,12 @@ def test_settings_are_printed_as_a_file_and_nothing_begins(tmp_path, monkeypatch
 
 
 def test_lists(capsys):
-    assert [cli.main(["list", what]) for what in ("presets", "algorithms", "networks")] == [0] * 3
-    words = capsys.readouterr().out.split()
+    tables = []
+    for what in (["presets"], ["algorithms"], ["networks"], ["runs"], []):
+        assert cli.main(["list", *what]) == 0
+        tables.append(capsys.readouterr().out)
+    words = tables[-1].split()
+    assert "\n".join(tables[:-1]) == tables[-1]
     for names in (presets.names(), SETTINGS["algorithm"].choices, SETTINGS["network"].choices):
         assert set(names) <= set(words)
 

@@ -1,6 +1,8 @@
 """What resuming refuses, allows and says, from the command line."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,23 @@ def test_automatic_resuming_is_by_seed_or_by_name(capsys, tmp_path):
         last = runs("300", "--run-name", "job")
     assert last == {"q-lambda-s0-1": 200, "q-lambda-s1-1": 300, "early": 200, "job": 300}
     assert "starting a new one" in capsys.readouterr().err
+
+
+def test_runs_are_listed_with_status_and_score(capsys, tmp_path, run):
+    place = tmp_path / "CartPole-v1"
+    for name in ("damaged", "done", "going"):
+        shutil.copytree(run, place / name)
+    (place / "damaged/config.json").write_text("{")
+    result = json.loads((run / "result.json").read_text())
+    (place / "done/result.json").write_text(json.dumps(result | {"final_mean": -119.2508}))
+    (place / "going/result.json").unlink()
+    with RunFolder.open(place / "going"):
+        assert main(["list", "runs", "--runs-dir", str(tmp_path)]) == 0
+    rows = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["run", "status", "steps", "last score"]
+    assert rows[1] == [str(place / "damaged"), "damaged", "-", "-"]
+    assert rows[2] == [str(place / "done"), "budget reached", str(result["steps"]), "-119.3"]
+    assert rows[3][:2] == [str(place / "going"), "running"]
 
 
 def test_a_missing_run_is_refused(capsys, run):

@@ -231,7 +231,8 @@ def _try_flock(descriptor: int) -> bool:
     return True
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
+    """Whether a process is at work in the run folder `path`."""
     try:
         descriptor = os.open(path / LOCK, os.O_RDWR | NO_FOLLOW | NO_WAIT)
     except OSError:
@@ -243,7 +244,7 @@ def _is_locked(path: Path) -> bool:
 
 
 def _taken(path: Path) -> UserError:
-    if _is_locked(path):
+    if is_locked(path):
         return _in_use(path)
     steps = _steps(path)
     if steps is None:
