@@ -1,4 +1,4 @@
-"""The command line: `async-dqn [train|evaluate|list|bench|compare|report] ...`.
+"""The command line: `async-dqn [train|evaluate|list|bench|compare|report|completion] ...`.
 
 Nothing heavy is imported before the arguments are known to be good: `--help` and mistakes
 answer at once, and training starts its fork server before it imports torch itself.
@@ -199,6 +199,31 @@ def report(argv: Sequence[str]) -> int:
     return reporting.report(argv)
 
 
+def completion(argv: Sequence[str]) -> int:
+    """Print what completes `async-dqn` in a shell: commands, options of train and their choices."""
+    from async_dqn.config.options import Parser, train_parser
+
+    parser = Parser(prog="async-dqn completion", description=completion.__doc__)
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    shell = parser.parse(argv)["shell"]
+    try:
+        import shtab
+    except ImportError:
+        raise UserError(
+            "completion needs shtab; pip install -c constraints.txt -e '.[completion]'"
+        ) from None
+    whole = train_parser()
+    whole.prog = "async-dqn"
+    for action in whole._actions:
+        if action.dest in SETTINGS and SETTINGS[action.dest].choices:
+            action.choices = list(SETTINGS[action.dest].choices)
+        if action.dest in ("config", "resume", "runs_dir", "simulate_times"):
+            action.complete = shtab.FILE
+    whole.add_argument("command", nargs="?", choices=list(COMMANDS))
+    _say(shtab.complete(whole, shell))
+    return 0
+
+
 Command = Callable[[Sequence[str]], int]
 COMMANDS: dict[str, Command] = {
     "train": train,
@@ -207,6 +232,7 @@ COMMANDS: dict[str, Command] = {
     "bench": bench,
     "compare": compare,
     "report": report,
+    "completion": completion,
 }
 TABLES: dict[str, Callable[[], list[tuple[str, ...]]]] = {
     "presets": _preset_rows,

@@ -260,6 +260,22 @@ def test_lists(capsys):
         assert set(names) <= set(words)
 
 
+def test_completion_knows_commands_options_and_choices(monkeypatch, capsys):
+    pytest.importorskip("shtab")
+    assert cli.main(["completion", "bash"]) == 0
+    ask = (
+        'ask() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()\n'
+        '_shtab_async_dqn async-dqn "${@: -1}"; echo "${COMPREPLY[*]}"; }\n'
+        "ask async-dqn lis; ask async-dqn --prin; ask async-dqn --lr 3 --mode s"
+    )
+    script = capsys.readouterr().out + ask
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "list\n--print-config\nsync serial\n"
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.main(["completion", "bash"]) == 2
+    assert "'.[completion]'" in capsys.readouterr().err
+
+
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"async_dqn {__version__}\n"

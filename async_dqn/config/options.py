@@ -64,7 +64,7 @@ def train_parser() -> Parser:
         prog="async-dqn train",
         usage="async-dqn [train] [options]",
         description="Train a Q-network with asynchronous workers. Without options: CartPole-v1 "
-        "on all usable cores. Further commands: evaluate, list, bench, compare, report.",
+        "on all usable cores. Others: evaluate, list, bench, compare, report, completion.",
         epilog="The defaults shown hold where no preset does; see `list presets`.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
