@@ -1,5 +1,7 @@
 """The serial mode: reproducible from the seed, and the same after a resume."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -130,6 +132,19 @@ def test_the_target_is_refreshed_once_per_interval(tmp_path):
     # Published at step 0 and at each of the three boundaries; the last lies at the end.
     assert last(outcome).state["target_step"] == 3000
     assert last(outcome).state["target_refreshes"] == 4
+
+
+@pytest.mark.parametrize("mode", ["serial", "async"])
+def test_the_final_evaluation_tells_how_far_it_is(tmp_path, capsys, monkeypatch, mode):
+    monkeypatch.setattr("async_dqn.runs.progress.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("async_dqn.runs.reporter.REPORT_SECONDS", 0.0)
+    slow = {"env": "Scripted/Slow-v0", "import_modules": ("scripted_ids",)}
+    slow |= {"env_arg": {"step": 0.0005}, "eval_episodes": 60, "mode": mode, "quiet": False}
+    assert train(tmp_path, steps=60, **slow).exit_code == 0
+    out = capsys.readouterr().out
+    played = [int(done) for done in re.findall(r"final evaluation: (\d+) of 60 episodes", out)]
+    assert played == sorted(played) and len({*played}) > 2 and played[0] < 30 < played[-1] <= 60
+    assert re.search(r"evaluation \d\.\d", out.splitlines()[-2])
 
 
 @pytest.mark.parametrize(("given", "told"), [({}, True), ({"max_episode_steps": 9}, False)])

@@ -11,6 +11,7 @@ FAILING = 10  # gradients in a row that were not finite
 KEPT_UP = 11  # evaluator's, players': global step at which a piece of work was last finished
 PLAYING = 12  # the evaluator's: sequence number of the snapshot that is being scored, or 0
 STARTUP_NS = 13  # evaluator's, players': CPU time of their starts
+FINISHED = 14  # episodes of the final evaluation that are, written by who evaluates
 SLOT_WORDS = 16  # two cache lines
 # Phase codes: what a child was doing when it died or hung.
 PHASES = ("starting", "env.step", "learning", "waiting", "evaluating")

@@ -22,6 +22,7 @@ class Status:
     elapsed_s: float = 0.0
     training_return: float | None = None
     evaluation: float | None = None
+    playing: tuple[int, int, float] | None = None  # final evaluation: done, all, its seconds
 
 
 class PlainLines:
@@ -103,7 +104,11 @@ def bar_text(status: Status, room: int) -> str:
 
 
 def _details(status: Status) -> list[str]:
-    """Speed, training return, last evaluation, time left."""
+    """Speed, training return, last evaluation, time left; or how far the final evaluation is."""
+    if status.playing is not None:
+        done, episodes, seconds = status.playing
+        left = f", about {seconds / done * (episodes - done):,.0f} s left" if done else ""
+        return [f"final evaluation: {done} of {episodes} episodes{left}"]
     left = (status.total - status.step) / status.fps if status.fps > 0 else None
     return [
         f"{status.fps:,.0f} steps/s",

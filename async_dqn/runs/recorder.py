@@ -202,12 +202,14 @@ class Recorder:
         mean = finite(scores.mean)
         self.event("evaluation", step=scores.step, episodes=scores.episodes, mean=mean)
         step = max(self._status.step, scores.step)
-        self._status = replace(self._status, step=step, evaluation=mean)
+        self._status = replace(self._status, step=step, evaluation=mean, playing=None)
         self._show(now=True)
 
-    def progress(self, step: int, total: int, fps: float) -> None:
-        """Show global steps done, the budget, and global steps per second."""
-        self._status = replace(self._status, step=step, total=total, fps=fps)
+    def progress(
+        self, step: int, total: int, fps: float, playing: tuple[int, int, float] | None = None
+    ) -> None:
+        """Show global steps done, the budget, and global steps per second; see `Status`."""
+        self._status = replace(self._status, step=step, total=total, fps=fps, playing=playing)
         self._show()
 
     def event(

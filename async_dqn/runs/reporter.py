@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from async_dqn.parameters.layout import ENV_ERRORS, SKIPPED, STEPS
+from async_dqn.parameters.layout import ENV_ERRORS, FINISHED, SKIPPED, STEPS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.runs.recorder import Recorder
 from async_dqn.workers.evaluator import Evaluation
@@ -37,6 +37,7 @@ class Reporter:
         self._exploration = task.exploration
         self._faults_before = store.total(ENV_ERRORS)
         self._fault = ""
+        self._final_from: float | None = None
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take in what one worker did: sums over its updates, finished episodes, a fault."""
@@ -72,6 +73,8 @@ class Reporter:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Give the callback a score."""
+        if evaluation.final:
+            self._final_from = None
         scores = {
             "eval/mean_reward": evaluation.mean,
             "eval/mean_ep_length": evaluation.mean_length,
@@ -83,10 +86,17 @@ class Reporter:
         if self.callback is not None and not self.stop_wanted:
             self.stop_wanted = self.callback(report) is False
 
+    def begin_final(self) -> None:
+        """From now on the progress is that of the final evaluation."""
+        self._final_from = self.recorder.session_s
+
     def progress(self) -> None:
         """Show how far the run is now."""
-        budget = self.task.config.run.steps
-        self.recorder.progress(self.store.steps, budget, self.steps_per_second)
+        config, playing = self.task.config, None
+        if self._final_from is not None:
+            seconds = self.recorder.session_s - self._final_from
+            playing = self.store.total(FINISHED), config.evaluation.eval_episodes, seconds
+        self.recorder.progress(self.store.steps, config.run.steps, self.steps_per_second, playing)
 
     def _counts(self) -> tuple[int, int, list[int]]:
         workers = self.store.slots[: self.task.config.parallel.workers, STEPS]

@@ -5,7 +5,7 @@ Bit-for-bit reproducible from the seed. Every checkpoint starts new episodes wit
 uninterrupted one.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 
 import numpy as np
 import torch
@@ -116,13 +116,19 @@ class SerialTrainer:
             self.run_.add_evaluation(evaluation)
 
     def _scored(self, final: bool) -> Evaluation | None:
-        return exhaust(self.evaluator.evaluate(final))
+        if final:
+            self.run_.reporter.begin_final()
+        return exhaust(self.evaluator.evaluate(final), self.run_.turn if final else None)
 
 
-def exhaust(steps: Generator[int, None, Evaluation | None]) -> Evaluation | None:
-    """What an evaluation comes to, without a pause."""
+def exhaust(
+    steps: Generator[int, None, Evaluation | None], between: Callable[[], None] | None = None
+) -> Evaluation | None:
+    """What an evaluation comes to, without a pause; calls `between` after every step."""
     while True:
         try:
             next(steps)
+            if between is not None:
+                between()
         except StopIteration as stop:
             return stop.value

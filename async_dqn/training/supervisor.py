@@ -290,6 +290,7 @@ class Supervisor:
     def _final_evaluation(self) -> None:
         """Have the final parameters evaluated; a second signal is not needed to leave early."""
         self.store.control[EVALUATOR_ORDER] = FINISH
+        self.run_.reporter.begin_final()
         begun = time.monotonic()
         while not self.signals.received and not self.run_.final_evaluated:
             if not self.evaluator.alive and self.evaluator.revive_at is None:

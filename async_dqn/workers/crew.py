@@ -78,6 +78,11 @@ class Crew:
         """The finished ones of these episodes, in their order."""
         return [self._results[n] for n in range(first, end) if n in self._results]
 
+    @property
+    def finished(self) -> int:
+        """How many episodes are, from the first one that `play` was asked for."""
+        return sum(number >= self._first for number in self._results)
+
     def prefix(self, first: int) -> list[Played]:
         """The episodes from `first` on, up to the first unfinished one."""
         return self.results(first, self._whole)

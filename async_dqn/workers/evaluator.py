@@ -22,6 +22,7 @@ from async_dqn.parameters.layout import (
     EVALUATING,
     EVALUATOR_ORDER,
     FINISH,
+    FINISHED,
     INCARNATION,
     KEPT_UP,
     PHASE,
@@ -86,6 +87,7 @@ class Evaluator:
         Yields how many environments were stepped. None if theta is not finite, or the environments
         break down all the time.
         """
+        self.store.slot[FINISHED] = 0
         if not self.store.snapshot.publish(self.store.theta, self.store.steps):
             return None
         stamp = self.store.snapshot.read(self.network.vector)
@@ -113,7 +115,10 @@ class Evaluator:
             if not self._worth_confirming(mean, price):
                 return _summary(stamp, screened, confirmed=False)
             goal = self._goal
-        yield from self._confirm(goal)
+        for stepped in self._confirm(goal):
+            if final:
+                self.store.slot[FINISHED] = self.crew.finished
+            yield stepped
         confirmed = self.crew.results(player.screening, player.total)
         if len(confirmed) < player.confirming:
             return _summary(stamp, screened, confirmed=False) if screened else None
