@@ -2,10 +2,12 @@
 training, and is told of."""
 
 import errno
+import json
 import platform
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -53,6 +55,32 @@ def test_a_checkpoint_lost_on_the_way_costs_a_warning(tmp_path) -> None:
     code, _, err = trainer.finish()
     assert code == 0 and "warning: checkpoint not saved (" in err
     assert checkpoint.load(checkpoint.resolve(trainer.run)).state["steps"] == 100_000
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch) -> None:
+    """Workers have steps for half a second; a disk that takes longer must not stop them."""
+    monkeypatch.setattr("async_dqn.runs.reporter.REPORT_SECONDS", 0.2)
+    steps, seen = [], []  # of all reports; of those that came during the first save
+    save = checkpoint.save
+
+    def slow(*arguments, **options):
+        before, deadline = len(steps), time.monotonic() + 5
+        while not seen and len(steps) < before + 6 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.append(len(steps) - before)
+        return save(*arguments, **options)
+
+    def note(report) -> bool:
+        if "time/fps" in report:
+            steps.append(report["step"])
+        return not seen
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    small = {"workers": 1, "eval_every": 10**6, "checkpoint_every": 500, "quiet": True}
+    outcome = training.train(*resolve({"runs_dir": str(tmp_path), **small}), callback=note)
+    assert seen[0] == 6 and steps == sorted({*steps})
+    result = json.loads((outcome.run / "result.json").read_text())
+    assert checkpoint.load(checkpoint.resolve(outcome.run)).step == result["steps"] >= steps[-1]
 
 
 @pytest.mark.parametrize(("failures", "code"), [(1, 0), (9, 75)])

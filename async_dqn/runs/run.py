@@ -6,7 +6,9 @@ checkpoints and the result. Only the trainer process has one.
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -66,7 +68,11 @@ class Run:
         self.restarts = self.retired = 0
         self.cause: str | None = None  # of an early end
         self.rolled_back = False
-        self.unsaved, self._retry_at = "", math.inf  # why the last checkpoint was not saved
+        # A slow disk must not keep leases from the workers: one thread writes, in the order asked.
+        self.writer = ThreadPoolExecutor(1, "checkpoints")
+        self._saves: deque[tuple[Future, tuple[str, ...], Evaluation | None]] = deque()
+        self._save_at = math.inf  # when the live block is to be saved
+        self.unsaved = ""  # why the last checkpoint was not
         self._unsaved_best: tuple[int, torch.Tensor, Evaluation] | None = None
         self.first_incarnation = 0
         self._refreshes_before = 0
@@ -92,7 +98,11 @@ class Run:
         if self.reporter.due():
             self.reporter.report(self.cpu_s, self.restarts, self.retired)
             cap_logs(self.folder.logs)
-        if self.checkpoint_due() or time.monotonic() >= self._retry_at:
+        self._settle()
+        if self.checkpoint_due():
+            self._save_at = 0.0
+        if time.monotonic() >= self._save_at and not self._saves:
+            self._save_at = math.inf
             self._save_best()
             self.checkpoint(("latest",))
 
@@ -153,9 +163,12 @@ class Run:
             status = status or THRESHOLD
         status, self.cause = status or DONE, cause
         self.reporter.report(self.cpu_s, self.restarts, self.retired)
+        self._settle(wait=True)
         self.checkpoint(("latest",))
+        self._settle(wait=True)
         lost = self.unsaved
         self._save_best()
+        self._settle(wait=True)
         self.unsaved = lost or self.unsaved
         self.recorder.event("stop", role="supervisor", cause=cause or status)
         self.recorder.result(self._result(status))
@@ -178,35 +191,51 @@ class Run:
         step: int | None = None,
         model: torch.Tensor | None = None,
         evaluation: Evaluation | None = None,
-    ) -> bool:
-        """Save the live block, or with `model` those parameters in place of theta; whether it was
-        saved."""
+    ) -> None:
+        """Save the live block, or with `model` those parameters in place of theta.
+
+        They are copied now and written by a thread; serial mode waits for it.
+        """
         step = self.store.steps if step is None else step
-        try:
-            path = checkpoints.save(
-                self.folder.checkpoints,
-                step,
-                self._tensors(model),
-                self._state(step),
-                marks,
-                self.task.config.run.keep_checkpoints,
-                replace=True,
-            )
-        except (OSError, ValueError) as error:  # a full disk, or parameters that are not finite
-            self.unsaved = getattr(error, "strerror", None) or str(error)
-            self._retry_at = time.monotonic() + RETRY_SECONDS
-            again = f"trying again in {RETRY_SECONDS:.0f} s"
-            self.recorder.warn(f"checkpoint not saved ({self.unsaved}); {again}")
-            return False
-        self.unsaved, self._retry_at = "", math.inf
-        score = {} if evaluation is None else {"mean": evaluation.mean}
-        self.recorder.event("checkpoint", role="supervisor", path=path.name, marks=marks, **score)
-        return True
+        save = self.writer.submit(
+            checkpoints.save,
+            self.folder.checkpoints,
+            step,
+            self._tensors(model),
+            self._state(step),
+            marks,
+            self.task.config.run.keep_checkpoints,
+            replace=True,
+        )
+        self._saves.append((save, marks, evaluation))
+        self._settle(wait=self.task.config.parallel.mode == "serial")
+
+    def _settle(self, wait: bool = False) -> None:
+        """Take note of how saves ended: of those that have, or of all."""
+        while self._saves and (wait or self._saves[0][0].done()):
+            save, marks, evaluation = self._saves.popleft()
+            try:
+                path = save.result()
+            except (OSError, ValueError) as error:  # a full disk, or parameters that are not finite
+                self.unsaved = getattr(error, "strerror", None) or str(error)
+                self._save_at = time.monotonic() + RETRY_SECONDS
+                again = f"trying again in {RETRY_SECONDS:.0f} s"
+                self.recorder.warn(f"checkpoint not saved ({self.unsaved}); {again}")
+                continue
+            self.unsaved = ""
+            if self._unsaved_best is not None and self._unsaved_best[2] is evaluation:
+                self._unsaved_best = None
+            elif evaluation is not None:
+                self._save_best()  # a better one came meanwhile
+            score = {} if evaluation is None else {"mean": evaluation.mean}
+            names = {"path": path.name, "marks": marks}
+            self.recorder.event("checkpoint", role="supervisor", **names, **score)
 
     def _save_best(self) -> None:
         """Save the best parameters if that is still to be done, as after a disk was full."""
-        if self._unsaved_best is not None and self.checkpoint(("best",), *self._unsaved_best):
-            self._unsaved_best = None
+        under_way = any(evaluation is not None for *_, evaluation in self._saves)
+        if self._unsaved_best is not None and not under_way:
+            self.checkpoint(("best",), *self._unsaved_best)
 
     def _tensors(self, model: torch.Tensor | None) -> Tensors:
         net = self.network.net

@@ -99,7 +99,8 @@ def train(
         try:
             run = Run(task, folder, recorder, origin, callback)
             recorder.start()
-            code = (trainer or trainer_of)(run).run()
+            with run.writer:
+                code = (trainer or trainer_of)(run).run()
         except UserError:
             folder.discard()
             raise
