@@ -84,6 +84,8 @@ REFUSED = [
     (27, {"target": "polyak", "target_sync_steps": None}, {"target": "polyak"}),
     (28, {"target": "average", **CATEGORICAL}, {"target": "polyak", **CATEGORICAL}),
     (29, {"target": "average", **STAGES}, {"target": "average"}),
+    (30, {"clip_rewards": False}, {"clip_rewards": False, "env": "ALE/Pong-v5"}),
+    (30, {"life_loss_ends": False}, {"life_loss_ends": False, "env": "ALE/Pong-v5"}),
 ]
 
 

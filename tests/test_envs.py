@@ -610,6 +610,29 @@ class TestAtari:
             games += int(one.ended[0])
         assert total > clipped > 0 and games >= 1
 
+    def test_machados_protocol_has_raw_rewards_and_whole_games(self) -> None:
+        given = {"full_action_space": True, "repeat_action_probability": 0.25, "noop_max": 0}
+        spec = EnvSpec(
+            "ALE/MsPacman-v5",
+            given,
+            max_episode_steps=4500,
+            clip_rewards=False,
+            life_loss_ends=False,
+        )
+        batch = make_vector(spec, 1, training=True)
+        batch.reset([5])
+        assert (batch.info.num_actions, batch.info.max_episode_steps) == (18, 4500)
+        rng, raw_step, seen = np.random.default_rng(1), batch.vector.step, []
+        batch.vector.step = lambda actions: seen.append(raw_step(actions)) or seen[-1]
+        rewards, games, lives = [], 0, set()
+        for _ in range(800):
+            step = batch.step(rng.integers(18, size=1))
+            assert step.rewards == step.scores and step.terminated == step.ended
+            rewards.append(float(step.rewards[0]))
+            games += int(step.ended[0])
+            lives |= {int(seen[-1][4]["lives"][0])}
+        assert max(rewards) >= 10 and games and len(lives) >= 3
+
     def test_final_observations_are_the_true_last_frames(self) -> None:
         spec = EnvSpec("ALE/Pong-v5", {"repeat_action_probability": 0.0, "noop_max": 1}, (), 12)
         batch = make_vector(spec, 2, training=True)

@@ -44,12 +44,15 @@ def test_classic_control_goes_where_gymnasiums_goes(env, limit):
     assert ends == ({"terminated", "truncated"} if env == "CartPole-v1" else {"truncated"})
 
 
-@pytest.mark.parametrize("game", ["Breakout", "Pong"])
-def test_atari_plays_the_game_of_ale_py(game):
+@pytest.mark.parametrize(
+    ("game", "ends"), [("Breakout", True), ("Breakout", False), ("Pong", True)]
+)
+def test_atari_plays_the_game_of_ale_py(game, ends):
     pytest.importorskip("ale_py")
     # No random number is left: one no-op, no sticky actions.
     fixed = {"noop_max": 1, "repeat_action_probability": 0.0}
-    pool, own = batches(f"ALE/{game}-v5", kwargs=fixed, max_episode_steps=200)
+    given = {"max_episode_steps": 200, "clip_rewards": ends, "life_loss_ends": ends}
+    pool, own = batches(f"ALE/{game}-v5", kwargs=fixed, **given)
     pool.reset([1])
     own.reset([1])
     lives = since = 0
@@ -66,7 +69,7 @@ def test_atari_plays_the_game_of_ale_py(game):
         if model.ended:
             since = 0
             assert pool.step(action).dummy.all()
-    assert (lives > 0) == (game == "Breakout")
+    assert (lives > 0) == (ends and game == "Breakout")
 
 
 def test_seeds_say_what_is_played():

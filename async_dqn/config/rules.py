@@ -184,6 +184,13 @@ RULES = (
         lambda c: c.optimizer.target != "copy" and c.parallel.model_parallel,
         "--model-parallel has a target network of one piece; drop --target",
     ),
+    Rule(
+        lambda c: (
+            not (c.environment.clip_rewards and c.environment.life_loss_ends)
+            and "ALE/" not in c.environment.env
+        ),
+        "--clip-rewards and --life-loss-ends are about ALE/ environments; drop them",
+    ),
 )
 
 # Settings that do nothing unless another has a certain value; the user's own code is none of them.

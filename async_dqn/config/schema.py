@@ -62,6 +62,12 @@ class EnvironmentConfig(Section):
             "envpool": "EnvPool's version in C++, where it has one; evaluations keep gymnasium's",
         },
     )
+    clip_rewards: bool = setting(
+        True, "Atari: learn from the sign of rewards", choices={"on": "", "off": ""}
+    )
+    life_loss_ends: bool = setting(
+        True, "Atari: a lost life ends the return", choices={"on": "", "off": ""}
+    )
 
 
 @dataclass(frozen=True)

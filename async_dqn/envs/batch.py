@@ -249,7 +249,16 @@ class EnvBatch:
 
 
 class AtariTrainingBatch(EnvBatch):
-    """Atari as DQN learns it: rewards clipped, a lost life terminates, the game goes on."""
+    """Atari as DQN learns it: a lost life may terminate, the game goes on; rewards may be clipped.
+
+    To their sign, which is clipping, as scores are whole numbers.
+    """
+
+    def __init__(
+        self, vector: VectorEnv, info: EnvInfo, make: Callable[[], Any], clipped: bool
+    ) -> None:
+        super().__init__(vector, info, make)
+        self._clipped = clipped
 
     def _seed(self, seeds: list[int]) -> np.ndarray:
         return np.array([seed % SEED_LIMIT for seed in seeds], np.int64)
@@ -258,7 +267,7 @@ class AtariTrainingBatch(EnvBatch):
         self._lives = infos["lives"].copy()
 
     def _rewards(self, scores: np.ndarray) -> np.ndarray:
-        return np.sign(scores).astype(np.float32)  # scores are whole numbers: sign is clipping
+        return (np.sign(scores) if self._clipped else scores).astype(np.float32)
 
     def _ended(
         self, terminated: np.ndarray, truncated: np.ndarray, infos: Mapping[str, Any]

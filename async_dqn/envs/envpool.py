@@ -38,7 +38,7 @@ class PoolVectorEnv(VectorEnv):
             raise UserError('--env-backend envpool needs EnvPool; pip install -e ".[envpool]"')
         import envpool  # almost a second
 
-        self.num_envs, self._envpool = num_envs, envpool
+        self.num_envs, self._envpool, self._ends = num_envs, envpool, spec.life_loss_ends
         self._id = spec.name.rpartition("/")[2]
         if spec.id is None or self._id not in envpool.list_all_envs():
             raise UserError(f"EnvPool has no {spec.name}; drop --env-backend envpool")
@@ -65,11 +65,11 @@ class PoolVectorEnv(VectorEnv):
                 self._id, **self._kwargs, env_seed=seeds.tolist()
             )
         observations, infos = self._pool.reset()
-        self._lives = infos["lives"].copy() if "lives" in infos else None
+        self._lives = infos["lives"].copy() if self._ends and "lives" in infos else None
         return observations, infos
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
-        """As of VectorEnv; a lost life of Atari terminates, as in ale-py."""
+        """As of VectorEnv; a lost life of Atari terminates, as in ale-py, where it is to."""
         observations, rewards, terminated, truncated, infos = self._pool.step(actions)
         if self._lives is not None:
             terminated = terminated | (infos["lives"] < self._lives)

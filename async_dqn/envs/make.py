@@ -56,7 +56,7 @@ ATARI_OURS = ("life_loss_info", "episodic_life", "reward_clipping", "autoreset_m
 def make_vector(
     spec: EnvSpec, num_envs: int, training: bool, alive: Callable[[], None] = lambda: None
 ) -> EnvBatch:
-    """Build a batch; `training` matters for Atari (clipped rewards, lost lives terminate).
+    """Build a batch; `training` matters for Atari (rewards are clipped, lost lives terminate).
 
     `alive` is called after every single environment that was made, or is slow. Raises UserError
     when the environment cannot be made or its spaces are not supported.
@@ -205,7 +205,9 @@ def _make_pool(spec: EnvSpec, num_envs: int) -> EnvBatch:
     make = partial(PoolVectorEnv, spec, num_envs, model.info, {**own, **spec.kwargs})
     with creation_errors(spec):
         vector = make()
-    return (AtariTrainingBatch if spec.is_atari else EnvBatch)(vector, model.info, make)
+    if spec.is_atari:
+        return AtariTrainingBatch(vector, model.info, make, spec.clip_rewards)
+    return EnvBatch(vector, model.info, make)
 
 
 def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
@@ -220,7 +222,8 @@ def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
         make = partial(
             importlib.import_module("ale_py.vector_env").AtariVectorEnv,
             num_envs=num_envs if training else 1,
-            life_loss_info=training,  # not episodic_life: that starts a new game at a lost life
+            life_loss_info=training
+            and spec.life_loss_ends,  # not episodic_life: that starts a new game at a lost life
             episodic_life=False,
             reward_clipping=False,  # clipped here, so that the true score is known
             autoreset_mode=AutoresetMode.SAME_STEP if training else AutoresetMode.NEXT_STEP,
@@ -230,7 +233,7 @@ def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
     layout = observation_layout(vector.single_observation_space)
     info = _describe(layout, num_actions(vector.single_action_space, spec.name), frames, limit)
     if training:
-        return AtariTrainingBatch(vector, info, make)
+        return AtariTrainingBatch(vector, info, make, spec.clip_rewards)
     games = [SingleGame(vector), *(SingleGame(make()) for _ in range(num_envs - 1))]
     return LoopBatch(LoopVectorEnv(games, layout, limit), info, lambda: SingleGame(make()))
 

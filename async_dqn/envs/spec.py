@@ -54,7 +54,8 @@ class EnvSpec:
     `env` is a registered id or a class or factory that takes `kwargs`; `import_modules` are
     imported first, in every process; `max_episode_steps` None means the environment's own limit,
     else 27,000 for Atari and 10,000 for the rest; `action_bins` are the values that each dimension
-    of continuous actions is cut into; `backend` is what workers step.
+    of continuous actions is cut into; `backend` is what workers step. `clip_rewards` and
+    `life_loss_ends` say how Atari is learned; scores are those of whole games either way.
     """
 
     env: str | Callable[..., gymnasium.Env]
@@ -63,6 +64,8 @@ class EnvSpec:
     max_episode_steps: int | None = None
     action_bins: int = 5
     backend: str = "gymnasium"
+    clip_rewards: bool = True
+    life_loss_ends: bool = True
 
     @classmethod
     def of(
@@ -76,6 +79,8 @@ class EnvSpec:
             settings.max_episode_steps,
             settings.action_bins,
             settings.env_backend,
+            settings.clip_rewards,
+            settings.life_loss_ends,
         )
 
     @property
