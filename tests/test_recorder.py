@@ -17,7 +17,7 @@ import async_dqn
 from async_dqn.config.config import Config
 from async_dqn.runs.folder import RunFolder
 from async_dqn.runs.progress import Bar, PlainLines, Status, bar_text
-from async_dqn.runs.recorder import RESULT_KEYS, Recorder, _closing_line, process_start
+from async_dqn.runs.recorder import HPARAMS, RESULT_KEYS, Recorder, _closing_line, process_start
 from async_dqn.runs.versions import git_revision
 from async_dqn.runs.writers import GLOBAL_TAGS, Board, Drops, EventLog, Table
 
@@ -27,6 +27,8 @@ HEADER = (
     "eval/mean_reward,eval/mean_ep_length,async/staleness_mean,async/staleness_max,"
     "async/target_lag_steps,async/restarts,async/skipped_updates,async/env_errors,async/retired_workers"
 )
+
+CONFIG = Config.from_flat({"lr": 2e-3, "run_name": "x"})
 
 
 @dataclass
@@ -48,7 +50,7 @@ def run(tmp_path):
 
 def recorder(run: RunFolder, base_step: int = 0, **options) -> Recorder:
     options = {"console": False, **options}
-    return Recorder(run, Config(), {"kind": "vector", "low": float("-inf")}, base_step, **options)
+    return Recorder(run, CONFIG, {"kind": "vector", "low": float("-inf")}, base_step, **options)
 
 
 def record(run: RunFolder, steps: list[int], base_step: int = 0) -> None:
@@ -127,7 +129,7 @@ def test_config_json_holds_settings_and_versions_but_no_environment(run, monkeyp
     record(run, [1])
     text = (run.path / "config.json").read_text()
     config = json.loads(text)
-    assert Config.from_dict(config["settings"]) == Config()
+    assert Config.from_dict(config["settings"]) == CONFIG
     assert config["environment"] == {"kind": "vector", "low": None}
     assert config["versions"]["async_dqn"] == async_dqn.__version__
     assert config["versions"]["torch"] and config["versions"]["python"]
@@ -178,8 +180,26 @@ def test_tensorboard_shows_one_run_with_settings_and_scalars(run):
     assert [(p.step, p.value) for p in board.Scalars("train/loss")] == [(10, 15.0), (20, 25.0)]
     content = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     data = plugin_data_pb2.HParamsPluginData.FromString(content)
-    assert data.session_start_info.hparams["optimizer.lr"].number_value == 1e-3
-    assert data.session_start_info.hparams["algorithm.algorithm"].string_value == "n-step-q"
+    hparams = data.session_start_info.hparams
+    assert set(hparams) == {*HPARAMS, "optimizer.lr"}
+    assert hparams["optimizer.lr"].number_value == 2e-3
+    assert hparams["algorithm.algorithm"].string_value == "n-step-q"
+    (settings,) = board.Tensors("settings/text_summary")
+    assert b"    optimizer.beta1 = 0.9\n" in settings.tensor_proto.string_val[0]
+    assert "custom_scalars__config__" in board.Tags()["tensors"]
+    for tag in GLOBAL_TAGS:
+        assert board.SummaryMetadata(tag).summary_description == GLOBAL_TAGS[tag] != ""
+
+
+def test_tensorboard_has_no_chart_of_what_has_always_been_0(run):
+    log = recorder(run)
+    for step, restarts in ((10, 0), (20, 1), (30, 0)):
+        tags = {"train/loss": 0.0, "async/restarts": restarts, "async/env_errors": 0}
+        log.report(step, 0.1, 0.2, tags, [0.0])
+    log.close()
+    board = accumulator(run)
+    steps = {tag: [p.step for p in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    assert steps == {"train/loss": [10, 20, 30], "async/restarts": [20, 30]}
 
 
 def test_wall_clock_counts_start_up_and_former_sessions(run):

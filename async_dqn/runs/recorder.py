@@ -46,6 +46,8 @@ RESULT_KEYS = (
     "env_errors",
     "retired_workers",
 )
+HPARAMS = ("environment.env", "algorithm.algorithm", "parallel.workers", "run.seed")
+NO_HPARAMS = ("run.runs_dir", "run.run_name", "run.resume", "run.quiet")
 HPARAM_RESULTS = ("final_mean", "best_mean", "seconds_to_threshold", "steps_to_threshold")
 
 
@@ -159,6 +161,9 @@ class Recorder:
             is_first = not any(self._folder.glob("events.out.*"))
             purge_step = None if is_first else self._base_step + 1
             self._board = self.drops.attempt(Board.open, self._folder, purge_step)
+            if self._board is not None:
+                settings = self._config.flat()
+                self.drops.attempt(self._board.introduce, settings, self._base_step)
         return self._board
 
     def report(
@@ -244,7 +249,16 @@ class Recorder:
             self.drops.attempt(self._display.close)
             say(_closing_line(whole, self.clock is time.monotonic))
         results = {f"result/{name}": whole[name] for name in HPARAM_RESULTS}
-        self._plot(Board.hparams, self._config.flat(), results, whole["steps"] or 0)
+        self._plot(Board.hparams, self._hparams(), results, whole["steps"] or 0)
+
+    def _hparams(self) -> dict[str, Any]:
+        """The settings that differ from the defaults, and those that say what the run is."""
+        default = Config().flat()
+        return {
+            name: value
+            for name, value in self._config.flat().items()
+            if name in HPARAMS or (value != default[name] and name not in NO_HPARAMS)
+        }
 
     def close(self) -> None:
         """Take down the display and close every file. Idempotent, for every exit path."""

@@ -17,26 +17,47 @@ from typing import Any, Self
 
 from async_dqn.runs.durable import Lines, replace_file
 
-GLOBAL_TAGS = (
-    "rollout/ep_rew_mean",
-    "rollout/ep_len_mean",
-    "rollout/exploration_rate",
-    "time/fps",
-    "time/updates_per_second",
-    "train/loss",
-    "train/grad_norm",
-    "train/q_mean",
-    "train/learning_rate",
-    "eval/mean_reward",
-    "eval/mean_ep_length",
-    "async/staleness_mean",
-    "async/staleness_max",
-    "async/target_lag_steps",
-    "async/restarts",
-    "async/skipped_updates",
-    "async/env_errors",
-    "async/retired_workers",
-)
+GLOBAL_TAGS = {  # with what TensorBoard says of them; the x axis is global steps
+    "rollout/ep_rew_mean": "true return, mean of the last 100 training episodes",
+    "rollout/ep_len_mean": "length in steps, mean of the last 100 training episodes",
+    "rollout/exploration_rate": "mean epsilon over all environments",
+    "time/fps": "steps of all workers per second",
+    "time/updates_per_second": "updates of all workers per second",
+    "train/loss": "mean since the last report",
+    "train/grad_norm": "before clipping, mean since the last report",
+    "train/q_mean": "mean Q-value of the actions taken, since the last report",
+    "train/learning_rate": "as scheduled; half of that once training has diverged",
+    "eval/mean_reward": "true return of the last evaluation, played greedily",
+    "eval/mean_ep_length": "episode length in steps, of the last evaluation",
+    "async/staleness_mean": "updates by others between a worker's pull of the parameters and its "
+    "push of a gradient: about workers - 1; far more: some worker is slow, and its gradients old",
+    "async/staleness_max": "as staleness_mean, the oldest gradient since the last report",
+    "async/target_lag_steps": "age of the target network; far above --target-sync-steps: the "
+    "evaluator gets no core",
+    "async/restarts": "processes restarted since the start of the run",
+    "async/skipped_updates": "gradients dropped since the start of the run: not finite, or staler "
+    "than --max-staleness",
+    "async/env_errors": "environments built anew since the start of the run",
+    "async/retired_workers": "workers given up in this session",
+}
+LAYOUT = {  # of the tab "custom scalars": scores first
+    "scores": {
+        "return": ["Multiline", ["eval/mean_reward", "rollout/ep_rew_mean"]],
+        "episode length": ["Multiline", ["eval/mean_ep_length", "rollout/ep_len_mean"]],
+    },
+    "learning": {
+        tag: ["Multiline", [f"train/{tag}"]]
+        for tag in ("loss", "grad_norm", "q_mean", "learning_rate")
+    },
+    "speed": {
+        "steps per second": ["Multiline", ["time/fps"]],
+        "of each worker": ["Multiline", [r"async/worker_\d+/fps"]],
+    },
+    "asynchrony": {
+        "staleness": ["Multiline", ["async/staleness_mean", "async/staleness_max"]],
+        "target lag": ["Multiline", ["async/target_lag_steps"]],
+    },
+}
 METRICS_HEADER = ("step", "wall_s", "cpu_s", *GLOBAL_TAGS)
 EVALUATIONS_HEADER = ("step", "wall_s", "cpu_s", "episodes", "mean", "std", "min", "max")
 
@@ -171,6 +192,7 @@ class Board:
     def __init__(self, lines: Lines) -> None:
         """Internal: use `open`."""
         self._lines = lines
+        self._told: set[str] = set()  # tags that are plotted, and described
 
     @classmethod
     def open(cls, folder: Path, purge_step: int | None = None) -> Self:
@@ -189,17 +211,33 @@ class Board:
         board._append(first)
         return board
 
+    def introduce(self, settings: Mapping[str, Any], step: int) -> None:
+        """The layout of the charts, and the settings as a text."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from torch.utils.tensorboard.summary import custom_scalars
+
+        self._append([Event(wall_time=time.time(), step=step, summary=custom_scalars(LAYOUT))])
+        lines = [f"    {name} = {value}" for name, value in settings.items()]
+        self.text("settings", "\n".join(lines), step)
+
     def scalars(self, values: Mapping[str, float | None], step: int) -> None:
-        """Plot `values` at the global step `step`, leaving out what is not finite."""
+        """Plot `values` at the global step `step`, leaving out what is not finite.
+
+        And what only matters when it is not 0: async/ tags that have always been.
+        """
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        numbers = {tag: finite(value) for tag, value in values.items()}
-        entries = [
-            Summary.Value(tag=tag, simple_value=number)
-            for tag, number in numbers.items()
-            if number is not None
-        ]
+        entries = []
+        for tag, value in values.items():
+            number = finite(value)
+            idle = tag.startswith("async/") and not number and tag not in self._told
+            if number is None or idle:
+                continue
+            if tag in GLOBAL_TAGS and tag not in self._told:
+                entries.append(_described(tag, number))
+            self._told.add(tag)
+            entries.append(Summary.Value(tag=tag, simple_value=number))
         summary = Summary(value=entries)
         self._append([Event(wall_time=time.time(), step=step, summary=summary)])
 
@@ -240,3 +278,20 @@ class Board:
     def close(self) -> None:
         """Idempotent."""
         self._lines.close()
+
+
+def _described(tag: str, number: float) -> Any:
+    """The first point of a tag with its description, which TensorBoard reads in tensors only.
+
+    The same point follows as a plain number, in whose place it is: other readers know only those.
+    """
+    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+
+    about = SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"),
+        summary_description=GLOBAL_TAGS[tag],
+        data_class=DATA_CLASS_SCALAR,
+    )
+    tensor = TensorProto(dtype="DT_FLOAT", float_val=[number])
+    return Summary.Value(tag=tag, metadata=about, tensor=tensor)
