@@ -14,6 +14,7 @@ import pytest
 import scripted_envs
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import FlattenObservation, NormalizeObservation, NormalizeReward
 from scripted_envs import NumberedEnv, SpacesEnv
 
 from async_dqn.config.config import UserError
@@ -514,6 +515,20 @@ class TestRefusals:
         )
         found = ["minatar"] if importlib.util.find_spec("minatar") else []
         assert subprocess.run([sys.executable, "-c", code, *found], check=False).returncode == 0
+
+
+def test_wrappers_that_keep_statistics_are_warned_of_once(capsys) -> None:
+    def wrapped(*wrappers) -> gymnasium.Env:
+        env = gymnasium.make("MountainCar-v0")
+        for wrapper in wrappers:
+            env = wrapper(env)
+        return env
+
+    probe(EnvSpec(lambda: wrapped(NormalizeReward, FlattenObservation, NormalizeObservation)))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: NormalizeObservation and NormalizeReward: every copy")
+    probe(EnvSpec(lambda: wrapped(FlattenObservation)))
+    assert capsys.readouterr().err == ""
 
 
 def test_preloaded_modules_can_be_imported() -> None:

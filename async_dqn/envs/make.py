@@ -7,6 +7,7 @@ environments for everything else. A fourth, EnvPool, is for training where it is
 
 import dataclasses
 import importlib
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from async_dqn.config.config import UserError
 from async_dqn.envs.actions import action_mapping, numbered
@@ -50,6 +52,7 @@ __all__ = [
 
 CODES_SIDE, CODES_STEPS, LARGEST_CODE = 16, 200, 32
 FEW = 2  # up to here a loop takes less time than NumPy does (CartPole: 19 and 40 us for two)
+KEEP_STATISTICS = (NormalizeObservation, NormalizeReward)
 ATARI_OURS = ("life_loss_info", "episodic_life", "reward_clipping", "autoreset_mode", "batch_size")
 
 
@@ -72,12 +75,13 @@ def probe(spec: EnvSpec) -> EnvInfo:
     """Make one environment, check its spaces and interface with a reset and a step, close it.
 
     Raises UserError for everything a user can mend: unknown ids, missing packages, unsupported
-    spaces, the old gym interface, constructors that raise.
+    spaces, the old gym interface, constructors that raise. Warns of wrappers that keep statistics.
     """
     batch = make_vector(spec, 1, training=True)
     try:
         with creation_errors(spec):
             for env in getattr(batch.vector, "envs", ()):
+                _warn_of_statistics(env)
                 _check_interface(env)
             batch.reset([0])
             batch.step(np.zeros(1, np.int64))
@@ -259,6 +263,22 @@ def _describe(
         batched,
         actions,
     )
+
+
+def _warn_of_statistics(env: gymnasium.Env) -> None:
+    """Say on stderr that what a wrapper learns of the environment is no part of the agent."""
+    names = []
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, KEEP_STATISTICS):
+            names.append(type(env).__name__)
+        env = env.env
+    if names:
+        print(
+            f"warning: {' and '.join(names)}: every copy of the environment has statistics of its "
+            "own, which no checkpoint holds, so scores mislead; scale by constants in the "
+            "environment, rewards with --reward-scale",
+            file=sys.stderr,
+        )
 
 
 def _check_interface(env: gymnasium.Env) -> None:
