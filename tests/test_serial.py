@@ -1,6 +1,8 @@
 """The serial mode: reproducible from the seed, and the same after a resume."""
 
+import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -67,6 +69,32 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, envs):
     assert last(again).step == 3000
     assert_same_tensors(last(whole), last(again))
     assert last(whole).state["best_mean"] == last(again).state["best_mean"]
+
+
+def events(outcome) -> list[dict]:
+    lines = (outcome.run / "events.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def scores(outcome) -> list[list[str]]:
+    """The rows of evaluations.csv without its clocks."""
+    rows = (outcome.run / "evaluations.csv").read_text().splitlines()
+    return [row.split(",")[:1] + row.split(",")[3:] for row in rows]
+
+
+def test_a_resumed_hunt_for_a_threshold_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "process_time_ns", lambda: 0)
+    options = {"steps": 4000, "stop_at_return": 501, "eval_every": 500, "lr": 3e-3}
+    options |= {"checkpoint_every": 700, "keep_checkpoints": 99, "target_sync_steps": 200}
+    whole = train(tmp_path / "whole", **options)
+    broken = train(tmp_path / "broken", **options)
+    saved = [e for e in events(broken) if e["event"] == "checkpoint" and "latest" in e["marks"]]
+    middle = broken.run / "checkpoints" / saved[0]["path"]
+    assert last(broken).step > checkpoint.load(middle).step
+    monkeypatch.setattr(time, "process_time_ns", lambda: 10**15)  # decisions must not follow it
+    again = training.train(*resolve({"resume": str(middle), "quiet": True}))
+    assert len(scores(whole)) > 7 and scores(again) == scores(whole)
+    assert_same_tensors(last(whole), last(again))
 
 
 METHODS = {

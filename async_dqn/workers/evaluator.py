@@ -138,7 +138,10 @@ class Evaluator:
 
     @property
     def spent(self) -> float:
-        """CPU seconds of all evaluations, in all processes; starting those is none."""
+        """CPU seconds of all evaluations, in all processes; starting those is none.
+
+        0 in serial mode: what is played there must follow from the seed, not from a clock.
+        """
         return float((self._slots[:, CPU_NS] - self._slots[:, STARTUP_NS]).sum()) / 1e9
 
     @property
