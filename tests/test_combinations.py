@@ -85,6 +85,11 @@ REFUSED = [
     (28, {"target": "average", **CATEGORICAL}, {"target": "polyak", **CATEGORICAL}),
     (29, {"target": "average", **STAGES}, {"target": "average"}),
     (30, {"clip_rewards": False}, {"clip_rewards": False, "env": "ALE/Pong-v5"}),
+    (
+        31,
+        {"value_rescaling": True, "env": "ALE/Pong-v5"},
+        {"value_rescaling": True, "env": "ALE/Pong-v5", "clip_rewards": False},
+    ),
     (30, {"life_loss_ends": False}, {"life_loss_ends": False, "env": "ALE/Pong-v5"}),
 ]
 

@@ -191,6 +191,15 @@ RULES = (
         ),
         "--clip-rewards and --life-loss-ends are about ALE/ environments; drop them",
     ),
+    Rule(
+        lambda c: (
+            c.algorithm.value_rescaling
+            and c.environment.clip_rewards
+            and c.environment.env.startswith("ALE/")
+        ),
+        "--value-rescaling is for large returns, and Atari's rewards are clipped to 1; add "
+        "--clip-rewards off or drop it",
+    ),
 )
 
 # Settings that do nothing unless another has a certain value; the user's own code is none of them.
