@@ -153,7 +153,7 @@ def _run_rows(runs_dir: str = "runs") -> list[tuple[str, ...]]:
     for path in find_runs(Path(runs_dir)):
         try:
             run = read_run(path)
-            found = run.status, quantity(run.totals["steps"]), score(run.final)
+            found = one_line(run.status), quantity(run.totals["steps"]), score(run.final)
         except UserError:
             found = "damaged", "-", "-"
         status, *figures = found

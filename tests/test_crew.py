@@ -31,8 +31,9 @@ from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes import spawn
 from async_dqn.processes.child_side import Lifeline
 from async_dqn.workers.crew import Crew, run_player
-from async_dqn.workers.evaluator import Evaluation, Evaluator
+from async_dqn.workers.evaluator import Evaluator
 from async_dqn.workers.player import Player
+from async_dqn.workers.records import Evaluation
 from async_dqn.workers.task import ChildStart, Task
 
 EPISODES = 60

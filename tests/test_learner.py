@@ -29,7 +29,8 @@ from async_dqn.parameters.layout import (
 )
 from async_dqn.parameters.optimizers import Optimizer, SharedAdam
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.workers.learner import Learner, Statistics
+from async_dqn.workers.learner import Learner
+from async_dqn.workers.records import Statistics
 from async_dqn.workers.task import Task
 
 SETTINGS = {"workers": 2, "envs_per_worker": 2, "rollout_length": 4, "hidden": (16,)}

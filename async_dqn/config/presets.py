@@ -30,7 +30,7 @@ from async_dqn.config.config import (
     UserError,
     usable_cores,
 )
-from async_dqn.config.fields import check, did_you_mean, either, show
+from async_dqn.config.fields import check, did_you_mean, either, one_line, show
 from async_dqn.config.rules import check_acts
 from async_dqn.config.scaling import AUTO, FOLLOWING, REFERENCE
 
@@ -226,7 +226,7 @@ def _read_run(path: str) -> Config:
 
 @functools.cache  # settings may be read again and again
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {one_line(text)}", file=sys.stderr)
 
 
 def flatten(data: Mapping[str, Any], path: str) -> dict[str, Any]:

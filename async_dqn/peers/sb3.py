@@ -26,8 +26,9 @@ from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.reporter import REPORT_SECONDS
 from async_dqn.runs.run import DONE, STOPPED, THRESHOLD
 from async_dqn.workers.crew import Crew
-from async_dqn.workers.evaluator import Evaluation, Evaluator
+from async_dqn.workers.evaluator import Evaluator
 from async_dqn.workers.player import Player
+from async_dqn.workers.records import Evaluation
 from async_dqn.workers.task import TRAINING, Task
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from async_dqn.config.config import Config
 from async_dqn.runs.durable import replace_file
@@ -29,6 +29,7 @@ from async_dqn.runs.writers import (
     finite,
     plain,
 )
+from async_dqn.workers.records import Evaluation
 
 RESULT_KEYS = (
     "status",
@@ -49,18 +50,6 @@ RESULT_KEYS = (
 HPARAMS = ("environment.env", "algorithm.algorithm", "parallel.workers", "run.seed")
 NO_HPARAMS = ("run.runs_dir", "run.run_name", "run.resume", "run.quiet")
 HPARAM_RESULTS = ("final_mean", "best_mean", "seconds_to_threshold", "steps_to_threshold")
-
-
-class Scores(Protocol):
-    """What the recorder reads of an evaluation; returns of `episodes` episodes."""
-
-    step: int
-    episodes: int
-    mean: float
-    std: float
-    min: float
-    max: float
-    mean_length: float
 
 
 LONGEST_WAIT_S = 5.0  # for the disk, while importing
@@ -186,7 +175,7 @@ class Recorder:
             self._status, training_return=finite(tags.get("rollout/ep_rew_mean"))
         )
 
-    def evaluation(self, scores: Scores, wall_s: float, cpu_s: float) -> None:
+    def evaluation(self, scores: Evaluation, wall_s: float, cpu_s: float) -> None:
         """One row of evaluations.csv, its points at the step of the snapshot, and an event."""
         row = {
             "step": scores.step,

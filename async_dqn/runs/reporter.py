@@ -9,8 +9,7 @@ import numpy as np
 from async_dqn.parameters.layout import ENV_ERRORS, FINISHED, SKIPPED, STEPS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.runs.recorder import Recorder
-from async_dqn.workers.evaluator import Evaluation
-from async_dqn.workers.learner import Statistics
+from async_dqn.workers.records import Evaluation, Statistics
 from async_dqn.workers.task import Task
 
 REPORT_SECONDS = 1.0

@@ -27,7 +27,7 @@ from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.reporter import Callback, Reporter
 from async_dqn.runs.resume import stored_config
 from async_dqn.runs.versions import versions
-from async_dqn.workers.evaluator import Evaluation
+from async_dqn.workers.records import Evaluation
 from async_dqn.workers.task import Task
 
 # Counters that cumulate over the sessions of a run, by their names in state.json.

@@ -16,8 +16,9 @@ from async_dqn.processes.signals import STOPPING, StopSignals
 from async_dqn.runs.checkpoint_format import of_worker
 from async_dqn.runs.run import STOPPED, Run
 from async_dqn.training.divergence import has_diverged, roll_back
-from async_dqn.workers.evaluator import Evaluation, Evaluator
+from async_dqn.workers.evaluator import Evaluator
 from async_dqn.workers.learner import Learner
+from async_dqn.workers.records import Evaluation
 
 
 class SerialTrainer:

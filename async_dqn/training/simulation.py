@@ -25,8 +25,9 @@ from async_dqn.runs.run import Run
 from async_dqn.training.calibration import measure
 from async_dqn.training.clock import MODEL, SharedMemory, Times, VirtualClock, spread
 from async_dqn.training.serial import SerialTrainer, exhaust
-from async_dqn.workers.evaluator import Evaluation, Evaluator
+from async_dqn.workers.evaluator import Evaluator
 from async_dqn.workers.learner import Learner
+from async_dqn.workers.records import Evaluation
 from async_dqn.workers.task import Task
 
 # What happens at a virtual moment; at the same moment in this order, then by worker.

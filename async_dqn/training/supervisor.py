@@ -36,7 +36,8 @@ from async_dqn.runs.run import STOPPED, Run
 from async_dqn.training.divergence import has_diverged, roll_back
 from async_dqn.training.leases import grant, share
 from async_dqn.workers.crew import run_player
-from async_dqn.workers.evaluator import Evaluation, run_evaluator
+from async_dqn.workers.evaluator import run_evaluator
+from async_dqn.workers.records import Evaluation
 from async_dqn.workers.task import ChildStart
 from async_dqn.workers.worker import run_worker
 

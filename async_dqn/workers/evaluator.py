@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
 from async_dqn.workers.crew import Crew
 from async_dqn.workers.player import Player
+from async_dqn.workers.records import Evaluation
 from async_dqn.workers.seats import Played, Seats
 from async_dqn.workers.sequential import falls_short
 from async_dqn.workers.task import ChildStart, Task
@@ -48,22 +49,6 @@ from async_dqn.workers.task import ChildStart, Task
 CPU_SHARE, CPU_SHARE_TO_THRESHOLD = 0.02, 0.1
 CPU_SECONDS, SHORT_CPU_SECONDS = 1.0, 60.0
 LATE_S = 30.0  # an evaluation is put off so long before it is told
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one snapshot. `confirmed`: over `--eval-episodes` episodes on the final seeds."""
-
-    step: int
-    sequence: int
-    episodes: int
-    mean: float
-    std: float
-    min: float
-    max: float
-    mean_length: float
-    confirmed: bool
-    final: bool = False
 
 
 class Evaluator:

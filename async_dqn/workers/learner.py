@@ -26,6 +26,7 @@ from async_dqn.parameters.optimizers import Optimizer
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.child_side import Hopeless
 from async_dqn.workers.collector import Collector
+from async_dqn.workers.records import Statistics
 from async_dqn.workers.task import NOISE, REPLAY, TRAINING, Task
 
 MAX_FAULTS, GOOD_STEPS = 100, 1000  # of environments in a row; what ends the row
@@ -210,44 +211,6 @@ class Learner:
                 f"its environments failed {self._faults} times with fewer than {GOOD_STEPS:,} "
                 f"steps between ({self._fault})"
             )
-
-
-class Statistics:
-    """Sums over updates, added up by the worker and merged by the trainer.
-
-    Those dropped as too stale are among them: their staleness is what shows why.
-    """
-
-    def __init__(self):
-        self.updates, self.loss, self.grad_norm, self.q_mean = 0, 0.0, 0.0, 0.0
-        self.staleness, self.staleness_max = 0, 0
-
-    def add(self, loss: float, grad_norm: float, q_mean: float, staleness: int) -> None:
-        """Count one update."""
-        self.updates += 1
-        self.loss += loss
-        self.grad_norm += grad_norm
-        self.q_mean += q_mean
-        self.staleness += staleness
-        self.staleness_max = max(self.staleness_max, staleness)
-
-    def merge(self, sums: dict[str, float]) -> None:
-        """Add the sums of another."""
-        self.staleness_max = max(self.staleness_max, sums["staleness_max"])
-        for name in ("updates", "loss", "grad_norm", "q_mean", "staleness"):
-            setattr(self, name, getattr(self, name) + sums[name])
-
-    def means(self) -> dict[str, float]:
-        """Means per update by TensorBoard tag; empty before the first update."""
-        if not self.updates:
-            return {}
-        return {
-            "train/loss": self.loss / self.updates,
-            "train/grad_norm": self.grad_norm / self.updates,
-            "train/q_mean": self.q_mean / self.updates,
-            "async/staleness_mean": self.staleness / self.updates,
-            "async/staleness_max": self.staleness_max,
-        }
 
 
 def self_check(network: FlatNetwork, optimizer: Optimizer) -> None:
