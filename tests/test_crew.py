@@ -20,6 +20,7 @@ from async_dqn.parameters import layout
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
+    AFRESH,
     CPU_NS,
     EVALUATOR_ORDER,
     HEARTBEAT_NS,
@@ -127,11 +128,12 @@ def start(task: Task, block: SharedBlock, player: int, folder: Path) -> Any:
     return child
 
 
-def alone(team: Team) -> tuple[float, float, int]:
+def alone(team: Team, fresh: bool = False) -> tuple[float, float, int]:
     """Mean, deviation and number of the scores that one process gives the same parameters."""
     network = FlatNetwork(team.task.network(), gradient=False)
     network.vector.copy_(team.store.theta)
     crew = Crew(Player(team.task, network))
+    crew.player.fresh = fresh
     crew.begin(crew.player.screening)
     for _ in crew.play(crew.player.total):
         pass
@@ -188,6 +190,16 @@ def test_the_next_incarnation_of_a_player_finds_its_orders(team, tmp_path) -> No
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert summary(finish(steps)) == pytest.approx(alone(made))
+
+
+def test_fresh_episodes_are_others_for_all_players(team) -> None:
+    made = team(2)
+    made.wait_for(0)
+    made.store.control[EVALUATOR_ORDER] = AFRESH
+    evaluation = finish(made.evaluator.evaluate(final=True, fresh=True))
+    assert evaluation.fresh and summary(evaluation) == pytest.approx(alone(made, fresh=True))
+    assert summary(evaluation) != pytest.approx(alone(made))
+    assert played_by(made, 0)
 
 
 def test_players_serve_the_next_evaluator(team) -> None:

@@ -97,6 +97,25 @@ def test_a_resumed_hunt_for_a_threshold_equals_an_uninterrupted_one(tmp_path, mo
     assert_same_tensors(last(whole), last(again))
 
 
+@pytest.mark.parametrize("mode", ["serial", "async"])
+def test_what_reached_a_threshold_is_scored_on_fresh_episodes(tmp_path, mode):
+    options = {"mode": mode, "stop_at_return": 40, "eval_every": 500, "steps": 50_000}
+    outcome = train(tmp_path, **options)
+    result = json.loads((outcome.run / "result.json").read_text())
+    assert result["status"] == "threshold reached" and 10 < result["fresh_mean"] <= 500
+    assert result["fresh_mean"] != result["final_mean"] == float(scores(outcome)[-1][2])
+
+
+@pytest.mark.parametrize("episodes", [2, 60])  # of four to ten steps each, after 500 steps
+def test_fresh_episodes_are_not_played_where_they_would_take_long(tmp_path, episodes):
+    options = {"env": "Scripted/Slow-v0", "import_modules": ("scripted_ids",), "steps": 5000}
+    options |= {"stop_at_return": -1, "eval_every": 500, "eval_episodes": episodes}
+    outcome = train(tmp_path, **options)
+    result = json.loads((outcome.run / "result.json").read_text())
+    assert result["status"] == "threshold reached" and result["steps"] < 600
+    assert (result["fresh_mean"] is None) == (episodes == 60)
+
+
 METHODS = {
     "uniform": {"replay": "uniform", "algorithm": "one-step-q"},
     "prioritized": {"replay": "prioritized", "double": True},

@@ -19,7 +19,8 @@ STARTING, ENV_STEP, LEARNING, WAITING, EVALUATING = range(len(PHASES))
 
 # Control words, written by the trainer.
 WORKERS_STOP, EVALUATOR_ORDER, ACKNOWLEDGED, SHARED_OUT = range(4)
-RUN, FINISH, QUIT = range(3)  # the evaluator's orders
+# The evaluator's orders: evaluations as they are due, the last one, one on fresh episodes, none.
+RUN, FINISH, AFRESH, QUIT = range(4)
 
 SEATS = 20  # episodes that one player plays at once, at most
 

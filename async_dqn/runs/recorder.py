@@ -41,6 +41,7 @@ RESULT_KEYS = (
     "updates",
     "final_mean",
     "best_mean",
+    "fresh_mean",
     "restarts",
     "seconds_to_threshold",
     "steps_to_threshold",

@@ -72,8 +72,6 @@ class Reporter:
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Give the callback a score."""
-        if evaluation.final:
-            self._final_from = None
         scores = {
             "eval/mean_reward": evaluation.mean,
             "eval/mean_ep_length": evaluation.mean_length,
@@ -88,6 +86,10 @@ class Reporter:
     def begin_final(self) -> None:
         """From now on the progress is that of the final evaluation."""
         self._final_from = self.recorder.session_s
+
+    def end_final(self) -> None:
+        """It is there."""
+        self._final_from = None
 
     def progress(self) -> None:
         """Show how far the run is now."""

@@ -39,6 +39,7 @@ TOTALS = {
     "env_errors": ENV_ERRORS,
     "cpu_ns": CPU_NS,
 }
+FRESH_SHARE = 0.1  # of a run's steps; those that are stepped as one batch cost far less
 RETRY_SECONDS = 60.0  # after a checkpoint that could not be saved
 DONE, THRESHOLD, STOPPED = "budget reached", "threshold reached", "stopped"
 
@@ -62,6 +63,7 @@ class Run:
         self.block["multipliers"][:] = 1.0
         self.best: float | None = None
         self.final: Evaluation | None = None
+        self.fresh_mean: float | None = None  # of the same, on episodes that selected nothing
         self.reached: Evaluation | None = None
         self.threshold_at: tuple[float, int] | None = None  # (seconds, step)
         self.startup_s: float | None = None
@@ -115,11 +117,16 @@ class Run:
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Write down a score; keep the parameters that made it if they are the best."""
         wall_s = self.recorder.wall_s
+        if evaluation.final:
+            self.reporter.end_final()
         self.reporter.progress()
+        if evaluation.fresh:
+            self.fresh_mean = evaluation.mean
+            return
         self.recorder.evaluation(evaluation, wall_s, self.cpu_s)
         self.reporter.evaluated(evaluation)
         if evaluation.final:
-            self.final = evaluation
+            self.final, self.fresh_mean = evaluation, evaluation.mean  # nothing was selected by it
         if not evaluation.confirmed:
             return
         snapshot = torch.zeros_like(self.network.vector)
@@ -136,8 +143,8 @@ class Run:
 
     @property
     def final_evaluated(self) -> bool:
-        """Whether the final parameters have a score."""
-        return self.final is not None
+        """Whether the final parameters have the score that was to be."""
+        return self.fresh_mean is not None
 
     @property
     def target_refreshes(self) -> int:
@@ -158,7 +165,7 @@ class Run:
     def finish(self, status: str | None = None, cause: str | None = None) -> None:
         """After the workers stopped: final checkpoint, last report, result.json."""
         if self.reached is not None:
-            self.store.theta.copy_(self._decisive)  # the run ends with the evaluated parameters
+            self.take_decisive()
             self.final = self.reached
             status = status or THRESHOLD
         status, self.cause = status or DONE, cause
@@ -172,6 +179,18 @@ class Run:
         self.unsaved = lost or self.unsaved
         self.recorder.event("stop", role="supervisor", cause=cause or status)
         self.recorder.result(self._result(status))
+
+    def take_decisive(self) -> None:
+        """After the workers left: the run ends with the parameters that reached the threshold."""
+        self.store.theta.copy_(self._decisive)
+
+    @property
+    def scores_afresh(self) -> bool:
+        """Whether these are played once more: in at most a tenth of the run's steps."""
+        if self.reached is None:
+            return False
+        steps = self.reached.episodes * self.reached.mean_length
+        return self.task.info.batched or steps <= FRESH_SHARE * self.store.steps
 
     def abandon(self) -> None:
         """Say what is left when the trainer leaves at once; in a signal handler."""
@@ -326,6 +345,7 @@ class Run:
             "updates": self.store.updates,
             "final_mean": None if self.final is None else self.final.mean,
             "best_mean": self.best,
+            "fresh_mean": self.fresh_mean,
             "restarts": self.restarts,
             "seconds_to_threshold": seconds,
             "steps_to_threshold": step,

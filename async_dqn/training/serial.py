@@ -63,7 +63,9 @@ class SerialTrainer:
             if self.signals.received is not None or self.run_.reporter.stop_wanted:
                 self.run_.finish(STOPPED, cause=self.signals.words)
                 return self.signals.exit_code
-            if not self.run_.reached:
+            if self.run_.reached:
+                self.run_.take_decisive()
+            if not self.run_.reached or self.run_.scores_afresh:
                 self._evaluate(final=True)
             self.run_.finish()
             return 0
@@ -119,7 +121,8 @@ class SerialTrainer:
     def _scored(self, final: bool) -> Evaluation | None:
         if final:
             self.run_.reporter.begin_final()
-        return exhaust(self.evaluator.evaluate(final), self.run_.turn if final else None)
+        fresh = self.run_.reached is not None
+        return exhaust(self.evaluator.evaluate(final, fresh), self.run_.turn if final else None)
 
 
 def exhaust(

@@ -102,9 +102,11 @@ class SimulatedEvaluator(Evaluator):
         """Take this long, and count by this clock."""
         self._times, self._clock = times, clock
 
-    def evaluate(self, final: bool = False) -> Generator[int, None, Evaluation | None]:
+    def evaluate(
+        self, final: bool = False, fresh: bool = False
+    ) -> Generator[int, None, Evaluation | None]:
         """As any evaluator's."""
-        self.taken_s, steps = 0.0, super().evaluate(final)
+        self.taken_s, steps = 0.0, super().evaluate(final, fresh)
         while True:
             try:
                 stepped = next(steps)
@@ -276,5 +278,6 @@ class SimulationTrainer(SerialTrainer):
 
     def _scored(self, final: bool) -> Evaluation | None:
         evaluation = super()._scored(final)
-        self.clock.now += self.evaluator.taken_s
+        if not self.run_.reached:  # else the simulated run is over
+            self.clock.now += self.evaluator.taken_s
         return evaluation

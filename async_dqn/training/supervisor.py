@@ -14,6 +14,7 @@ from typing import Any
 from async_dqn.config.config import UserError
 from async_dqn.parameters.layout import (
     ACKNOWLEDGED,
+    AFRESH,
     EVALUATOR_ORDER,
     FINISH,
     HEARTBEAT_NS,
@@ -83,8 +84,12 @@ class Supervisor:
                     self._turn()
                 self.store.control[WORKERS_STOP] = 1
                 self._end(self.workers)
-                if not self.run_.reached and self.store.steps >= self.budget:
-                    self._final_evaluation()
+                if self.run_.reached:
+                    self.run_.take_decisive()
+                    if self.run_.scores_afresh:
+                        self._final_evaluation(AFRESH)
+                elif self.store.steps >= self.budget:
+                    self._final_evaluation(FINISH)
                 self.store.control[EVALUATOR_ORDER] = QUIT
                 self._end(self.children)
             finally:
@@ -288,9 +293,9 @@ class Supervisor:
             while any(c.alive for c in children) and time.monotonic() < deadline:
                 self._wait(SHORT_TICK_SECONDS, bury=False)
 
-    def _final_evaluation(self) -> None:
+    def _final_evaluation(self, order: int) -> None:
         """Have the final parameters evaluated; a second signal is not needed to leave early."""
-        self.store.control[EVALUATOR_ORDER] = FINISH
+        self.store.control[EVALUATOR_ORDER] = order
         self.run_.reporter.begin_final()
         begun = time.monotonic()
         while not self.signals.received and not self.run_.final_evaluated:

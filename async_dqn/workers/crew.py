@@ -13,6 +13,7 @@ import torch
 
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
+    AFRESH,
     CPU_NS,
     EVALUATING,
     EVALUATOR_ORDER,
@@ -198,6 +199,7 @@ class PlayerLoop:
     def _play(self, sequence: int) -> None:
         """Play what is ordered now and while that is going on."""
         self.seats.begin(sequence)
+        self.player.fresh = bool(self.store.control[EVALUATOR_ORDER] == AFRESH)
         try:
             for _, finished in self.player.play(self.seats):
                 self._beat(EVALUATING)

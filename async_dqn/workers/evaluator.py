@@ -18,6 +18,7 @@ import torch
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
     ACKNOWLEDGED,
+    AFRESH,
     CPU_NS,
     EVALUATING,
     EVALUATOR_ORDER,
@@ -66,8 +67,10 @@ class Evaluator:
         """Free the environments."""
         self.crew.player.close()
 
-    def evaluate(self, final: bool = False) -> Generator[int, None, Evaluation | None]:
-        """Snapshot theta and score it, one vector step per `next`.
+    def evaluate(
+        self, final: bool = False, fresh: bool = False
+    ) -> Generator[int, None, Evaluation | None]:
+        """Snapshot theta and score it, one vector step per `next`; maybe on `fresh` seeds.
 
         Yields how many environments were stepped. None if theta is not finite, or the environments
         break down all the time.
@@ -77,6 +80,7 @@ class Evaluator:
             return None
         stamp = self.store.snapshot.read(self.network.vector)
         assert stamp is not None  # this process alone publishes
+        self.crew.player.fresh = fresh
         self.crew.begin(self.crew.player.screening if final else 0, stamp[0], hurry=final)
         try:
             return (yield from self._score(stamp, final))
@@ -108,7 +112,7 @@ class Evaluator:
         if len(confirmed) < player.confirming:
             return _summary(stamp, screened, confirmed=False) if screened else None
         self.best = max(self.best, _mean(confirmed))
-        return _summary(stamp, confirmed, confirmed=True, final=final)
+        return _summary(stamp, confirmed, confirmed=True, final=final, fresh=player.fresh)
 
     @property
     def _goal(self) -> float:
@@ -236,7 +240,7 @@ class EvaluatorLoop:
         """Work until the trainer orders to finish (one last evaluation) or to quit."""
         running: Generator[int, None, Evaluation | None] | None = None
         order = RUN
-        while order != QUIT and not (order == FINISH and running is None):
+        while order != QUIT and not (order in (FINISH, AFRESH) and running is None):
             self._beat()
             synced = self.store.target_due and self.store.sync_target(self.store.steps)
             if synced and running is None:
@@ -250,8 +254,8 @@ class EvaluatorLoop:
                 self.slot[PHASE] = EVALUATING
                 running = self._advance(running)
             order = self.store.control[EVALUATOR_ORDER]
-        if order == FINISH and not self.decided:
-            running = self.evaluator.evaluate(final=True)
+        if order == AFRESH or (order == FINISH and not self.decided):
+            running = self.evaluator.evaluate(final=True, fresh=bool(order == AFRESH))
             while running is not None and self.store.control[EVALUATOR_ORDER] != QUIT:
                 self._beat()
                 running = self._advance(running)

@@ -16,7 +16,7 @@ from async_dqn.networks.network import restarted
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import SEATS
 from async_dqn.workers.seats import Played
-from async_dqn.workers.task import CONFIRMATION, SCREENING, Task
+from async_dqn.workers.task import CONFIRMATION, FRESH, SCREENING, Task
 
 SCREENING_EPISODES = 10
 # At once: games (a larger batch of images costs no less for each); others; those stepped as one.
@@ -37,8 +37,10 @@ class Player:
     """Plays whole episodes with a fixed network: true rewards, greedy but for `eval_epsilon`.
 
     An evaluation has `screening` episodes, `confirming` ones (default: `--eval-episodes`) and
-    `total` together.
+    `total` together. While `fresh`, the latter have other seeds.
     """
+
+    fresh = False
 
     def __init__(
         self,
@@ -51,11 +53,18 @@ class Player:
         self.confirming = confirming or task.config.evaluation.eval_episodes
         self.screening = min(SCREENING_EPISODES, (self.confirming + 1) // 2)
         self.total = self.screening + self.confirming
-        self._seeds = task.seeds(self.screening, SCREENING)
-        self._seeds += task.seeds(self.confirming, CONFIRMATION)
+        self._branches = [
+            task.seeds(self.screening, SCREENING) + task.seeds(self.confirming, branch)
+            for branch in (CONFIRMATION, FRESH)
+        ]
         most = GAMES if task.spec.is_atari else LOOPED_ENVS
         self.rows = min(most, self.confirming)
         self._batches: dict[int, EnvBatch] = {}
+
+    @property
+    def _seeds(self) -> list[int]:
+        """Of the episodes by number."""
+        return self._branches[self.fresh]
 
     def close(self) -> None:
         """Free the environments."""
@@ -157,9 +166,9 @@ class Player:
 
     def _random(self, number: int) -> np.random.Generator:
         """The random numbers of one episode."""
-        confirming = number - self.screening
+        confirming, branch = number - self.screening, FRESH if self.fresh else CONFIRMATION
         return self.task.generator(
-            *((SCREENING, number) if confirming < 0 else (CONFIRMATION, confirming))
+            *((SCREENING, number) if confirming < 0 else (branch, confirming))
         )
 
     def _choose(self, q_values: np.ndarray, random: list[np.random.Generator]) -> np.ndarray:

@@ -43,7 +43,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one snapshot. `confirmed`: over `--eval-episodes` episodes on the final seeds."""
+    """Scores of one snapshot. `confirmed`: over `--eval-episodes` episodes on the final seeds.
+
+    `fresh`: over as many that decided nothing.
+    """
 
     step: int
     sequence: int
@@ -55,3 +58,4 @@ class Evaluation:
     mean_length: float
     confirmed: bool
     final: bool = False
+    fresh: bool = False

@@ -32,7 +32,7 @@ from async_dqn.processes.child_side import Lifeline
 from async_dqn.replay.shard import ReplayShard, replay_bytes, segment_length
 
 # First words of the seed key: disjoint branches of the run's seed.
-TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY, GLOBAL = range(6)
+TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY, GLOBAL, FRESH = range(7)
 
 
 @dataclass(frozen=True)
