@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from async_dqn.algorithms.q_learning import QLearning
     from async_dqn.algorithms.rollout import Rollout
-    from async_dqn.algorithms.rollout_passes import Loss
+    from async_dqn.algorithms.rollout_passes import LossOutput
     from async_dqn.api import AsyncDQN
     from async_dqn.config.extension import Traits
     from async_dqn.config.fields import UserError
 
 __version__ = "0.1.0"
-__all__ = ["AsyncDQN", "Loss", "QLearning", "Rollout", "Traits", "UserError", "__version__"]
+__all__ = ["AsyncDQN", "LossOutput", "QLearning", "Rollout", "Traits", "UserError", "__version__"]
 
 # Late, because most need torch and the command line must answer without it.
 _MODULES = {
     "AsyncDQN": "api",
-    "Loss": "algorithms.rollout_passes",
+    "LossOutput": "algorithms.rollout_passes",
     "QLearning": "algorithms.q_learning",
     "Rollout": "algorithms.rollout",
     "Traits": "config.extension",

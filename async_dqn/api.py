@@ -36,8 +36,8 @@ from async_dqn.runs.resume import stored_config
 from async_dqn.runs.run import Run
 from async_dqn.training import training
 from async_dqn.workers.crew import Crew
-from async_dqn.workers.player import Player
-from async_dqn.workers.task import CONFIRMATION, Task, as_found
+from async_dqn.workers.player import EpisodeRunner
+from async_dqn.workers.run_spec import CONFIRMATION, RunSpec, as_found
 
 Env = str | Callable[..., gymnasium.Env]
 
@@ -70,7 +70,7 @@ class AsyncDQN:
         self._checkpoint: Path | None = None
         self._build()
         torch.manual_seed(self.config.run.seed)
-        self.network = FlatNetwork(self.task.network(), gradient=False)
+        self.network = FlatNetwork(self.run_spec.network(), gradient=False)
 
     @as_found()
     def learn(
@@ -169,7 +169,7 @@ class AsyncDQN:
             actions, _ = self._algorithm.act(output, strength, self._generator)
         own = self._actions[actions]
         if single:
-            own = int(own[0]) if self.task.info.actions is None else own[0]
+            own = int(own[0]) if self.run_spec.info.actions is None else own[0]
         return own, state
 
     def q_values(self, observations: Any) -> NDArray[np.float32]:
@@ -189,13 +189,13 @@ class AsyncDQN:
         With the run's own seed (the default) these are the episodes that decided `best`.
         """
         self._refresh()
-        task = self.task
+        run_spec = self.run_spec
         if seed is not None:
-            config = task.config.with_settings({"seed": seed})
-            task = replace(task, config=config)
-        player = Player(task, self.network, episodes)
+            config = run_spec.config.with_settings({"seed": seed})
+            run_spec = replace(run_spec, config=config)
+        player = EpisodeRunner(run_spec, self.network, episodes)
         with contextlib.closing(player):
-            task.seed_globals(CONFIRMATION)
+            run_spec.seed_globals(CONFIRMATION)
             crew = Crew(player)
             crew.begin(player.screening)
             for _ in crew.play(player.total):
@@ -203,7 +203,7 @@ class AsyncDQN:
         returns = [played.score for played in crew.results(player.screening, player.total)]
         if len(returns) < episodes:
             raise UserError(
-                f"{task.spec.name} gave rewards or observations that are not finite too often; "
+                f"{run_spec.spec.name} gave rewards or observations that are not finite too often; "
                 "correct the environment"
             )
         return float(np.mean(returns)), float(np.std(returns))
@@ -213,7 +213,7 @@ class AsyncDQN:
 
         For Atari with the preprocessing of evaluations. Raises UserError.
         """
-        return make.make_to_watch(self.task.spec, render_mode)
+        return make.make_to_watch(self.run_spec.spec, render_mode)
 
     def save(self, path: str | Path) -> None:
         """Copy the checkpoint that the agent plays to the new folder `path`.
@@ -278,9 +278,11 @@ class AsyncDQN:
         own = find(self.config.by_name(), self._objects, modules)
         spec = EnvSpec.of(self.config.environment, self._factory)
         info = make.probe(spec)
-        self.task = Task(self.config, spec, info, architecture.choose(self.config, info), own)
+        self.run_spec = RunSpec(
+            self.config, spec, info, architecture.choose(self.config, info), own
+        )
         self._space, self._actions = _interface(spec, info)
-        self._algorithm = self.task.algorithm
+        self._algorithm = self.run_spec.algorithm
         self._generator = np.random.default_rng()
 
     def _watched(self, run: Run) -> Any:
@@ -298,12 +300,13 @@ class AsyncDQN:
     def _load(self, found: checkpoint.Checkpoint) -> None:
         self._checkpoint = found.path
         meaning = found.state.get("env_info", {}).get("actions")
-        if meaning != self.task.info.actions:
+        if meaning != self.run_spec.info.actions:
             raise UserError(
                 f"checkpoint does not match: its actions mean {meaning}, those of "
-                f"{self.task.spec.name} {self.task.info.actions}; load it with the env it learned"
+                f"{self.run_spec.spec.name} {self.run_spec.info.actions}; "
+                "load it with the env it learned"
             )
-        self.network = FlatNetwork(self.task.network(), gradient=False)
+        self.network = FlatNetwork(self.run_spec.network(), gradient=False)
         try:
             self.network.vector.copy_(flat_vector(self.network.net, found.tensors["model"]))
         except (KeyError, ValueError) as error:
@@ -312,7 +315,9 @@ class AsyncDQN:
     def _batch(self, observation: Any) -> tuple[NDArray, bool]:
         """Observations in the network's layout [N, ...], and whether it was a single one."""
         rows, single = split_batch(self._space, observation)
-        batch = np.zeros((len(rows), *self.task.info.observation_shape), self.task.info.dtype)
+        batch = np.zeros(
+            (len(rows), *self.run_spec.info.observation_shape), self.run_spec.info.dtype
+        )
         write = row_writer(self._space, batch)
         for index, row in enumerate(rows):
             write(index, row)

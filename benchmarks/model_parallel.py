@@ -29,8 +29,8 @@ from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import WORKERS_STOP
 from async_dqn.processes import spawn
-from async_dqn.workers.pipeline import MICROBATCHES, FirstStage, LastStage, lesson_loss, split
-from async_dqn.workers.task import Task
+from async_dqn.workers.pipeline import MICROBATCHES, FirstStage, LastStage, batch_loss, split
+from async_dqn.workers.run_spec import RunSpec
 from benchmarks.scores import rows_of
 
 SIZES, BATCHES = ("128x2", "512x2", "2048x2", "2048x4", "4096x4"), (64, 1024)
@@ -38,7 +38,7 @@ REPETITIONS, SECONDS = 7, 0.5  # of each way, at least one update long
 LR = 1e-4
 
 
-def task(size: str, batch: int, split_up: bool) -> Task:
+def run_spec(size: str, batch: int, split_up: bool) -> RunSpec:
     """CartPole with this network and as many rows in an update."""
     width, _, layers = size.partition("x")
     settings = {"hidden": (int(width),) * int(layers), "envs_per_worker": batch}
@@ -46,35 +46,37 @@ def task(size: str, batch: int, split_up: bool) -> Task:
     config = Config.from_flat(settings | {"model_parallel": split_up})
     spec = EnvSpec("CartPole-v1", {}, (), None)
     info = make.probe(spec)
-    return Task(config, spec, info, architecture.choose(config, info))
+    return RunSpec(config, spec, info, architecture.choose(config, info))
 
 
-def block_of(task: Task, network: FlatNetwork) -> SharedBlock:
+def block_of(run_spec: RunSpec, network: FlatNetwork) -> SharedBlock:
     """Shared memory that starts from the network's parameters."""
-    block = SharedBlock(task.sections(len(network.vector)))
+    block = SharedBlock(run_spec.sections(len(network.vector)))
     block["multipliers"][:] = 1.0
     block["theta"][:] = network.vector.numpy()
     return block
 
 
-def serve(task: Task, block: SharedBlock, meeting: Path) -> None:
+def serve(run_spec: RunSpec, block: SharedBlock, rendezvous: Path) -> None:
     """The other process."""
     torch.set_num_threads(1)
-    store = task.store(block, 1)
-    stage = LastStage(task, FlatNetwork(task.network()), store, meeting)
+    store = run_spec.store(block, 1)
+    stage = LastStage(run_spec, FlatNetwork(run_spec.network()), store, rendezvous)
     while not store.leaving:
         stage.serve(LR)
 
 
-def whole_update(task: Task, obs: torch.Tensor, lesson: torch.Tensor) -> Callable[[], None]:
+def whole_update(
+    run_spec: RunSpec, obs: torch.Tensor, pass_batch: torch.Tensor
+) -> Callable[[], None]:
     """An update in one process."""
-    network = FlatNetwork(task.network())
-    store = task.store(block_of(task, network), 0)
+    network = FlatNetwork(run_spec.network())
+    store = run_spec.store(block_of(run_spec, network), 0)
 
     def update() -> None:
         store.pull(network)
         network.gradient.zero_()
-        lesson_loss(network.net(obs)[0].q_values, lesson).backward()
+        batch_loss(network.net(obs)[0].q_values, pass_batch).backward()
         store.push(network.gradient, LR)
 
     return update
@@ -92,20 +94,20 @@ def milliseconds(update: Callable[[], None]) -> float:
 def row(size: str, batch: int, folder: Path) -> str:
     """One network and batch, as a row of the table."""
     torch.manual_seed(0)
-    obs, lesson = torch.randn(batch, 4), torch.rand(batch, 3) / batch
-    in_one = whole_update(task(size, batch, False), obs, lesson)
-    split_task = task(size, batch, True)
-    network, meeting = FlatNetwork(split_task.network()), folder / f"{size}-{batch}"
+    obs, pass_batch = torch.randn(batch, 4), torch.rand(batch, 3) / batch
+    in_one = whole_update(run_spec(size, batch, False), obs, pass_batch)
+    split_task = run_spec(size, batch, True)
+    network, rendezvous = FlatNetwork(split_task.network()), folder / f"{size}-{batch}"
     block = block_of(split_task, network)
     store = split_task.store(block, 0)
-    arguments = (split_task, block, meeting)
+    arguments = (split_task, block, rendezvous)
     other = spawn.context().Process(target=serve, args=arguments, daemon=True)
     other.start()
-    stage = FirstStage(split_task, network, store, meeting)
+    stage = FirstStage(split_task, network, store, rendezvous)
 
     def in_two() -> None:
         store.pull(network)
-        stage.gradient(obs, lesson)
+        stage.gradient(obs, pass_batch)
         store.push(network.gradient, LR)
 
     times: dict[Callable, list[float]] = {in_one: [], in_two: []}

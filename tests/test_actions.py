@@ -121,7 +121,7 @@ def test_the_mapping_survives_save_and_load(space: spaces.Space, tmp_path) -> No
     agent.save(tmp_path / "agent")
     stored = checkpoint.load(tmp_path / "agent").state["env_info"]["actions"]
     loaded = AsyncDQN.load(tmp_path / "agent", env=env)
-    assert stored == agent.task.info.actions == loaded.task.info.actions
+    assert stored == agent.run_spec.info.actions == loaded.run_spec.info.actions
     assert loaded.config.environment.action_bins == 3
     batch = np.random.default_rng(0).uniform(-1, 1, (50, 3)).astype(np.float32)
     actions, _ = loaded.predict(batch)

@@ -191,7 +191,7 @@ def test_targets_carry_no_gradient_and_take_the_target_networks_values() -> None
     assert any(parameter.grad.any() for parameter in online.parameters())
 
 
-# Loss and gradient
+# LossOutput and gradient
 
 
 class Tabular(nn.Module):

@@ -116,7 +116,7 @@ def test_a_saved_agent_goes_on_learning_in_a_run_of_its_own(tmp_path):
 def test_an_agent_is_loaded_into_the_environment_that_is_named(agent, tmp_path):
     agent.save(tmp_path / "agent")
     loaded = AsyncDQN.load(tmp_path / "agent", env="CartPole-v0")
-    assert loaded.task.spec.name == "CartPole-v0"
+    assert loaded.run_spec.spec.name == "CartPole-v0"
     assert loaded.evaluate(3)[0] <= 200  # where CartPole-v1 goes on to 500
     with pytest.raises(UserError, match="does not match"):
         AsyncDQN.load(tmp_path / "agent", env="Acrobot-v1")

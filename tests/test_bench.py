@@ -35,7 +35,7 @@ from async_dqn.report.results import COLUMNS, RunResult
 from async_dqn.runs.run import Run
 from async_dqn.training.supervisor import Supervisor
 from async_dqn.workers.collector import Collector
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 
 SMALL = ("--set", "workers=1", "--set", "envs-per-worker=4")
 FAULTY = ("--env", "Scripted/Faulty-v0", "--set", "import=scripted_ids", *SMALL)
@@ -185,12 +185,12 @@ def phased_learner(**settings) -> PhasedLearner:
     config, _ = resolve({**given, **settings})
     spec = EnvSpec("CartPole-v1")
     info = make.probe(spec)
-    task = Task(config, spec, info, architecture.choose(config, info))
-    block = SharedBlock(task.sections(padded_size(task.network())))
+    run_spec = RunSpec(config, spec, info, architecture.choose(config, info))
+    block = SharedBlock(run_spec.sections(padded_size(run_spec.network())))
     block["multipliers"][:] = 1.0
-    store = ParameterStore(block, task.optimizer(), 0)
+    store = ParameterStore(block, run_spec.optimizer(), 0)
     store.sync_target(0)
-    learner = PhasedLearner(task, store, 0)
+    learner = PhasedLearner(run_spec, store, 0)
     learner.reset(0)
     return learner
 

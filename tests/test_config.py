@@ -394,8 +394,8 @@ def test_free_tasks_are_those_of_the_narrowest_group_and_of_the_user(tmp_path, m
     assert cores.free_tasks(tmp_path) is None
     write_groups(tmp_path, "0::/a\n", {"a/pids.max": "50", "a/pids.current": "9"})
     assert cores.free_tasks(tmp_path) == 41
-    for task in ("7/task/7", "7/task/8", "9/task/9"):
-        (tmp_path / "proc" / task).mkdir(parents=True)
+    for run_spec in ("7/task/7", "7/task/8", "9/task/9"):
+        (tmp_path / "proc" / run_spec).mkdir(parents=True)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert cores.free_tasks(tmp_path) == 41

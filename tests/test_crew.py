@@ -30,12 +30,12 @@ from async_dqn.parameters.layout import (
 )
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes import spawn
-from async_dqn.processes.child_side import Lifeline
+from async_dqn.processes.child_side import ParentIdentity
 from async_dqn.workers.crew import Crew, run_player
 from async_dqn.workers.evaluator import Evaluator
-from async_dqn.workers.player import Player
+from async_dqn.workers.player import EpisodeRunner
 from async_dqn.workers.records import Evaluation
-from async_dqn.workers.task import ChildStart, Task
+from async_dqn.workers.run_spec import ProcessArgs, RunSpec
 
 EPISODES = 60
 
@@ -44,7 +44,7 @@ EPISODES = 60
 class Team:
     """An evaluator in this process, and players in others."""
 
-    task: Task
+    run_spec: RunSpec
     store: ParameterStore
     evaluator: Evaluator
     children: list[Any]
@@ -99,14 +99,14 @@ def team(tmp_path) -> Iterator[Callable[..., Team]]:
         config = Config.from_flat(given)
         spec = EnvSpec(env, kwargs or {}, ("scripted_ids",), 500)
         info = probe(spec)
-        task = Task(config, spec, info, architecture.choose(config, info))
-        network = FlatNetwork(task.network())
+        run_spec = RunSpec(config, spec, info, architecture.choose(config, info))
+        network = FlatNetwork(run_spec.network())
         size = len(network.vector)
         block = SharedBlock(layout.sections(1, size, 2, players=count))
-        store = ParameterStore(block, task.optimizer(), 1)
+        store = ParameterStore(block, run_spec.optimizer(), 1)
         store.theta.normal_(std=0.5)  # actions differ from state to state
-        children = [start(task, block, player, tmp_path) for player in range(count)]
-        teams.append(Team(task, store, Evaluator(task, store, None), children))
+        children = [start(run_spec, block, player, tmp_path) for player in range(count)]
+        teams.append(Team(run_spec, store, Evaluator(run_spec, store, None), children))
         for player in range(count):
             teams[-1].wait_for(player)
         return teams[-1]
@@ -120,19 +120,28 @@ def team(tmp_path) -> Iterator[Callable[..., Team]]:
             assert not child.is_alive(), "a player does not leave when it is told to"
 
 
-def start(task: Task, block: SharedBlock, player: int, folder: Path) -> Any:
+def start(run_spec: RunSpec, block: SharedBlock, player: int, folder: Path) -> Any:
     _, child_end = spawn.context().Pipe(duplex=False)
-    about = (task, block, Lifeline.here(), child_end, 2 + player, 0, "player", folder / "log")
-    child = spawn.context().Process(target=run_player, args=(ChildStart(*about),))
+    about = (
+        run_spec,
+        block,
+        ParentIdentity.here(),
+        child_end,
+        2 + player,
+        0,
+        "player",
+        folder / "log",
+    )
+    child = spawn.context().Process(target=run_player, args=(ProcessArgs(*about),))
     child.start()
     return child
 
 
 def alone(team: Team, fresh: bool = False) -> tuple[float, float, int]:
     """Mean, deviation and number of the scores that one process gives the same parameters."""
-    network = FlatNetwork(team.task.network(), gradient=False)
+    network = FlatNetwork(team.run_spec.network(), gradient=False)
     network.vector.copy_(team.store.theta)
-    crew = Crew(Player(team.task, network))
+    crew = Crew(EpisodeRunner(team.run_spec, network))
     crew.player.fresh = fresh
     crew.begin(crew.player.screening)
     for _ in crew.play(crew.player.total):
@@ -183,7 +192,7 @@ def test_the_next_incarnation_of_a_player_finds_its_orders(team, tmp_path) -> No
     ordered = made.orders(0)
     os.kill(made.children[0].pid, signal.SIGKILL)
     made.children[0].join()
-    made.children[0] = start(made.task, made.store.block, 0, tmp_path)
+    made.children[0] = start(made.run_spec, made.store.block, 0, tmp_path)
     made.wait_for(0)
     deadline = time.monotonic() + 30
     while played_by(made, 0) < ordered:  # nobody else plays now
@@ -205,7 +214,7 @@ def test_fresh_episodes_are_others_for_all_players(team) -> None:
 def test_players_serve_the_next_evaluator(team) -> None:
     made = team(1)
     next(made.evaluator.evaluate(final=True))
-    made.evaluator = Evaluator(made.task, made.store, None)  # the first is gone without a word
+    made.evaluator = Evaluator(made.run_spec, made.store, None)  # the first is gone without a word
     made.store.slot[PLAYING] = 0
     made.store.theta.mul_(-1)
     assert summary(made.evaluate()) == pytest.approx(alone(made))
@@ -223,14 +232,14 @@ def test_the_share_counts_the_cpu_time_of_all_who_evaluate(team) -> None:
     made = team(2)
     evaluator = made.evaluator
     assert made.slot(0)[STARTUP_NS] > 0
-    assert 0 <= evaluator.spent < 0.5, "starting is no evaluation"
+    assert 0 <= evaluator.cpu_spent_s < 0.5, "starting is no evaluation"
     made.store.slots[0, CPU_NS] = 100 * 10**9
-    allowed = evaluator.allowed
-    assert evaluator.affordable()
-    before, after = evaluator.spent, 0.9 * allowed
+    allowed = evaluator.cpu_budget_s
+    assert evaluator.within_budget()
+    before, after = evaluator.cpu_spent_s, 0.9 * allowed
     made.store.slot[CPU_NS] += int((after - before) * 1e9)
-    assert evaluator.affordable()
+    assert evaluator.within_budget()
     made.children[1].kill()  # its clock stands still
     made.children[1].join()
     made.slot(1)[CPU_NS] += int(0.2 * allowed * 1e9)
-    assert not evaluator.affordable()
+    assert not evaluator.within_budget()

@@ -9,7 +9,7 @@ from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import OnDevice, QNetwork
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.runs.preflight import check_device
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 from runs import DEVICES, SMALL, Trainer
 
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
@@ -30,7 +30,7 @@ def on(device: str, variant: dict) -> tuple[FlatNetwork, FlatNetwork]:
     nets[1].load_state_dict(nets[0].state_dict())
     here, there = FlatNetwork(nets[0]), FlatNetwork(OnDevice(nets[1], device))
     for network in (here, there):
-        network.net.draw_noise(4, torch.Generator().manual_seed(0))
+        network.net.reset_noise(4, torch.Generator().manual_seed(0))
     return here, there
 
 
@@ -67,9 +67,9 @@ def test_a_network_gives_the_same_values_and_gradients_on_a_device(device, varia
 def test_a_learner_computes_where_the_device_says(device) -> None:
     config = Config.from_flat({"env": "CartPole-v1", "device": device})
     structure = Architecture("mlp", (4,), 1.0, 2, (8,), True, False)
-    task = Task(config, EnvSpec.of(config.environment), None, structure)
-    assert FlatNetwork(task.learning_network()).vector.device.type == device
-    assert FlatNetwork(task.network()).vector.device.type == "cpu"
+    run_spec = RunSpec(config, EnvSpec.of(config.environment), None, structure)
+    assert FlatNetwork(run_spec.learning_network()).vector.device.type == device
+    assert FlatNetwork(run_spec.network()).vector.device.type == "cpu"
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "cuda:-1", ""])

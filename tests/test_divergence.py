@@ -97,7 +97,7 @@ def rolled_back(folder: Path, optimizer: str, **resumed: Any) -> tuple[float, fl
 
         def run(self) -> int:
             run = self.run_
-            store = ParameterStore(run.block, run.task.optimizer(), 0)
+            store = ParameterStore(run.block, run.run_spec.optimizer(), 0)
             gradient = torch.randn(len(store.theta), generator=torch.Generator().manual_seed(0))
             for count in (200, 1):
                 for _ in range(count):

@@ -14,7 +14,7 @@ from async_dqn.algorithms.exploration import (
     schedule,
 )
 from async_dqn.config.config import Config
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 
 
 def test_ladder_is_within_one_environment_of_its_proportions_for_1_to_64() -> None:
@@ -70,8 +70,10 @@ def test_epsilons_at_a_global_step_are_the_same_at_every_number_of_workers(
     def epsilons(workers: int, step: int) -> np.ndarray:
         count = 32 // workers
         settings = {"workers": workers, "envs_per_worker": count, "epsilon_steps": 1000}
-        task = Task(Config.from_flat({**settings, "exploration": exploration}), None, None, None)
-        parts = [task.exploration.of(worker, count).at(step) for worker in range(workers)]
+        run_spec = RunSpec(
+            Config.from_flat({**settings, "exploration": exploration}), None, None, None
+        )
+        parts = [run_spec.exploration.of(worker, count).at(step) for worker in range(workers)]
         return np.concatenate(parts)
 
     for step in (0, 1, 500, 999, 1000, 10**9):
@@ -82,8 +84,8 @@ def test_epsilons_at_a_global_step_are_the_same_at_every_number_of_workers(
 
 
 def test_a3c_explores_by_its_policy_alone() -> None:
-    task = Task(Config.from_flat({"algorithm": "a3c", "workers": 1}), None, None, None)
-    assert not task.exploration.at(0).any()
+    run_spec = RunSpec(Config.from_flat({"algorithm": "a3c", "workers": 1}), None, None, None)
+    assert not run_spec.exploration.at(0).any()
 
 
 def test_schedule_is_linear_from_start_to_finals_and_stays_there() -> None:

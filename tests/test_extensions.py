@@ -270,7 +270,7 @@ def test_the_traits_of_a_variant_reach_an_algorithm_built_on_q_learning():
     agent = AsyncDQN(
         algorithm=Greedy(), double=True, target_sync_steps=100, exploration="boltzmann"
     )
-    built = agent.task.algorithm
+    built = agent.run_spec.algorithm
     assert built.double and built.policy is not EPSILON_GREEDY and built.lam == 1.0
 
 
@@ -288,9 +288,9 @@ def test_expected_sarsa_values_the_exploring_policy():
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_an_average_target_has_the_mean_q_values_of_what_was_published(recurrent, tmp_path):
     settings = SMALL | {"mode": "serial", "recurrent": recurrent, "target_sync_steps": 100}
-    task = AsyncDQN(**settings, target="average", target_networks=3).task
-    copies = [FlatNetwork(task.network(), gradient=False) for _ in range(3)]
-    target = task.target_network()
+    run_spec = AsyncDQN(**settings, target="average", target_networks=3).run_spec
+    copies = [FlatNetwork(run_spec.network(), gradient=False) for _ in range(3)]
+    target = run_spec.target_network()
     target.vector.copy_(torch.cat([copy.vector for copy in copies]))
     obs = torch.rand(4, 5, 4)
     if recurrent:

@@ -48,16 +48,16 @@ def test_q_values_are_n_by_a_and_atoms_n_by_a_by_atoms(head, dueling, noisy, cou
     assert isinstance(output, QOutput)
     assert output.q_values.shape == (count, ACTIONS)
     if head in ("categorical", "quantile"):
-        assert output.atoms.shape == (count, ACTIONS, ATOMS)
+        assert output.distribution.shape == (count, ACTIONS, ATOMS)
     else:
-        assert output.atoms is None
+        assert output.distribution is None
 
 
 @pytest.mark.parametrize("dueling", [False, True])
 def test_categorical_q_values_are_means_of_normalised_probabilities(dueling: bool) -> None:
     head = build("categorical", dueling)
     output = head(features())
-    probabilities = output.atoms.exp()
+    probabilities = output.distribution.exp()
     torch.testing.assert_close(probabilities.sum(2), torch.ones(7, ACTIONS))
     support = torch.tensor([-2.0, 0.0, 2.0, 4.0, 6.0])
     torch.testing.assert_close(output.q_values, (probabilities * support).sum(2))
@@ -68,14 +68,14 @@ def test_categorical_q_values_are_means_of_normalised_probabilities(dueling: boo
 def test_categorical_logits_are_those_of_its_layer() -> None:
     head = build("categorical")
     logits = head.scores.q(features()).view(7, ACTIONS, ATOMS)  # action by action
-    ratio = head(features()).atoms - logits
+    ratio = head(features()).distribution - logits
     torch.testing.assert_close(ratio, ratio[:, :, :1].expand_as(ratio))
 
 
 @pytest.mark.parametrize("dueling", [False, True])
 def test_quantile_q_values_are_means_of_the_quantiles(dueling: bool) -> None:
     output = build("quantile", dueling)(features())
-    torch.testing.assert_close(output.q_values, output.atoms.sum(2) / ATOMS)
+    torch.testing.assert_close(output.q_values, output.distribution.sum(2) / ATOMS)
 
 
 @pytest.mark.parametrize("head", ["q", "quantile"])
@@ -83,7 +83,7 @@ def test_the_dueling_mean_over_actions_is_the_value_stream(head: str) -> None:
     module = build(head, dueling=True)
     output = module(features())
     streams = module if head == "q" else module.scores
-    scores = output.q_values[:, :, None] if head == "q" else output.atoms
+    scores = output.q_values[:, :, None] if head == "q" else output.distribution
     torch.testing.assert_close(scores.mean(1), streams.value(features()))
     advantage = streams.advantage(features()).view_as(scores)
     torch.testing.assert_close(scores - scores[:, :1], advantage - advantage[:, :1])
@@ -95,7 +95,9 @@ def test_dueling_categorical_logits_are_those_of_rainbow() -> None:
     advantage = head.scores.advantage(features()).view(7, ACTIONS, ATOMS)
     for n, action in itertools.product(range(7), range(ACTIONS)):
         logits = value[n] + advantage[n, action] - advantage[n].sum(0) / ACTIONS
-        torch.testing.assert_close(head(features()).atoms[n, action].exp(), logits.softmax(0))
+        torch.testing.assert_close(
+            head(features()).distribution[n, action].exp(), logits.softmax(0)
+        )
 
 
 def test_actor_critic_q_values_give_back_policy_and_value() -> None:

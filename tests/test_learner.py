@@ -31,7 +31,7 @@ from async_dqn.parameters.optimizers import Optimizer, SharedAdam
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.records import Statistics
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 
 SETTINGS = {"workers": 2, "envs_per_worker": 2, "rollout_length": 4, "hidden": (16,)}
 
@@ -61,9 +61,9 @@ class Bench:
         spec = EnvSpec(env, kwargs or {}, imports, 50)
         info = make.probe(EnvSpec(ChainEnv) if env is FaultyEnv else spec)
         structure = architecture.choose(self.config, info)
-        self.task = Task(self.config, spec, info, structure)
+        self.run_spec = RunSpec(self.config, spec, info, structure)
         self.optimizer = optimizer or Descent()
-        net = self.task.network()
+        net = self.run_spec.network()
         workers = self.config.parallel.workers
         table = layout.sections(workers, padded_size(net), self.optimizer.rows)
         self.block = SharedBlock(table)
@@ -71,7 +71,7 @@ class Bench:
         self.store = ParameterStore(self.block, self.optimizer, 0)
         self.store.theta.copy_(FlatNetwork(net).vector)
         self.store.sync_target(0)
-        self.learner = Learner(self.task, self.store, 0)
+        self.learner = Learner(self.run_spec, self.store, 0)
         self.learner.reset(0, 0)
 
     def slot(self, word: int) -> int:
@@ -97,7 +97,7 @@ def test_an_update_moves_theta_by_the_gradient_of_the_loss_on_its_rollout(algori
 
     bench.learner.collector.collect = collect_and_keep
     for _ in range(3):
-        net, target = (bench.task.network() for _ in range(2))
+        net, target = (bench.run_spec.network() for _ in range(2))
         for module, vector in ((net, bench.store.theta), (target, bench.block["target"][1])):
             torch.nn.utils.vector_to_parameters(
                 torch.as_tensor(vector).clone(), module.parameters()
@@ -193,7 +193,7 @@ def test_a_rollout_of_weight_0_alone_pushes_nothing_and_moves_no_moment() -> Non
 
 def test_the_learning_rate_falls_to_0_over_the_budget_of_global_steps() -> None:
     bench = Bench(lr=0.5, lr_schedule="linear", steps=1000)
-    rates = [bench.task.learning_rate(step) for step in (0, 250, 1000, 2000)]
+    rates = [bench.run_spec.learning_rate(step) for step in (0, 250, 1000, 2000)]
     assert rates == pytest.approx([0.5, 0.375, 0.0, 0.0])
     bench.block["slots"][1, STEPS] = 1000  # steps of others count
     assert not bench.update().any()
@@ -229,7 +229,7 @@ def test_a_worker_that_starts_late_begins_with_the_parameters_and_the_target_of_
     bench.store.sync_target(int(bench.store.steps))
     at_the_target = bench.store.theta.clone()
     bench.update()
-    late = Learner(bench.task, ParameterStore(bench.block, bench.optimizer, 1), 1)
+    late = Learner(bench.run_spec, ParameterStore(bench.block, bench.optimizer, 1), 1)
     late.reset(1, 0)
     assert torch.equal(late.network.vector, bench.store.theta)
     assert torch.equal(late.target.vector, at_the_target)
@@ -251,11 +251,11 @@ def test_the_same_stream_gives_the_same_rollout_and_another_one_does_not() -> No
 
 
 def test_seeds_of_workers_incarnations_and_evaluation_are_all_different() -> None:
-    task = Bench().task
+    run_spec = Bench().run_spec
     keys = [(branch, w, k) for branch in range(3) for w in range(4) for k in range(3)]
-    seeds = [seed for key in keys for seed in task.seeds(16, *key)]
+    seeds = [seed for key in keys for seed in run_spec.seeds(16, *key)]
     assert len(set(seeds)) == len(seeds)
-    assert task.seeds(16, 0, 1, 2) == task.seeds(16, 0, 1, 2)
+    assert run_spec.seeds(16, 0, 1, 2) == run_spec.seeds(16, 0, 1, 2)
 
 
 def test_statistics_are_means_per_update_and_the_largest_staleness() -> None:

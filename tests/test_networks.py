@@ -208,14 +208,14 @@ VARIANTS = [
 def test_every_variant_of_every_network_learns_and_changes_nothing(name, variant) -> None:
     net = QNetwork(architecture(name, small_shape(name), hidden=(8, 6), atoms=4, **variant))
     flat = FlatNetwork(net)
-    net.draw_noise(2, torch.Generator().manual_seed(0))
+    net.reset_noise(2, torch.Generator().manual_seed(0))
     parameters, buffers = flat.vector.clone(), [b.clone() for b in net.buffers()]
     obs = raw_observations(name, 4, small_shape(name))
     _, state = net(obs, net.initial_state(4))
     output, state = net(obs, state)
     assert output.q_values.shape == (4, 3)
     distributional = variant["head"] in ("categorical", "quantile")
-    assert output.atoms.shape == (4, 3, 4) if distributional else output.atoms is None
+    assert output.distribution.shape == (4, 3, 4) if distributional else output.distribution is None
     assert (state is not None) == variant["recurrent"]
     torch.manual_seed(0)
     (output.q_values * torch.randn(4, 3)).sum().backward()
@@ -235,13 +235,13 @@ def test_noise_is_in_every_dense_layer_by_row_and_off_until_drawn(name: str) -> 
     row = raw_observations(name, 1).expand(6, *SHAPES[name])
     exact = plain(row)[0].q_values
     assert torch.equal(net(row)[0].q_values, exact)
-    net.draw_noise(3, torch.Generator().manual_seed(0))
+    net.reset_noise(3, torch.Generator().manual_seed(0))
     noisy = net(row)[0].q_values
     torch.testing.assert_close(noisy[:3], noisy[3:])  # row n has draw n % 3
     assert (noisy[:3, None] - noisy[None, :3]).abs().amax(2).fill_diagonal_(1).min() > 1e-3
-    net.draw_noise(0, torch.Generator())
+    net.reset_noise(0, torch.Generator())
     assert torch.equal(net(row)[0].q_values, exact)
-    plain.draw_noise(3, torch.Generator())
+    plain.reset_noise(3, torch.Generator())
     assert torch.equal(plain(row)[0].q_values, exact)
 
 

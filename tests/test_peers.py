@@ -28,7 +28,7 @@ from async_dqn.peers.__main__ import main
 from async_dqn.peers.environment import training_env
 from async_dqn.runs.recorder import RESULT_KEYS
 from async_dqn.runs.writers import EVALUATIONS_HEADER, METRICS_HEADER
-from async_dqn.workers.task import CONFIRMATION, SCREENING, Task
+from async_dqn.workers.run_spec import CONFIRMATION, SCREENING, RunSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_sb3 = pytest.mark.skipif(
@@ -62,11 +62,11 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def make_task(env: Any, **settings: Any) -> Task:
+def make_task(env: Any, **settings: Any) -> RunSpec:
     config = Config.from_flat({"eval_episodes": 12, **settings})
     spec = EnvSpec(env, max_episode_steps=settings.get("max_episode_steps"))
     info = make.probe(spec)
-    return Task(config, spec, info, architecture.choose(config, info))
+    return RunSpec(config, spec, info, architecture.choose(config, info))
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +141,10 @@ def test_scores_are_those_of_episodes_played_by_hand(tmp_path) -> None:
     """The first scores, against SB3's own `predict` in plain environments of the same seeds."""
     from async_dqn.peers.sb3 import PeerEvaluator, build
 
-    task = make_task(CartPoleEnv, max_episode_steps=60, stop_at_return=0.0)
-    model = build(task, published.BY_ID["CartPole-v1"])
+    run_spec = make_task(CartPoleEnv, max_episode_steps=60, stop_at_return=0.0)
+    model = build(run_spec, published.BY_ID["CartPole-v1"])
     evaluation = None
-    running = PeerEvaluator(task, model).evaluate()
+    running = PeerEvaluator(run_spec, model).evaluate()
     try:
         while True:
             next(running)
@@ -161,12 +161,12 @@ def test_scores_are_those_of_episodes_played_by_hand(tmp_path) -> None:
             score, over = score + reward, terminated or truncated
         return score
 
-    expected = [by_hand(seed) for seed in task.seeds(12, CONFIRMATION)]
+    expected = [by_hand(seed) for seed in run_spec.seeds(12, CONFIRMATION)]
     assert evaluation.confirmed and evaluation.episodes == 12
     assert (evaluation.mean, evaluation.std) == pytest.approx((np.mean(expected), np.std(expected)))
     assert (evaluation.min, evaluation.max) == (min(expected), max(expected))
     assert evaluation.std > 0
-    assert task.seeds(12, CONFIRMATION)[:10] != task.seeds(10, SCREENING)
+    assert run_spec.seeds(12, CONFIRMATION)[:10] != run_spec.seeds(10, SCREENING)
 
 
 @needs_sb3
@@ -176,11 +176,14 @@ def test_minatar_in_sb3_is_what_the_evaluator_shows_the_network() -> None:
 
     from async_dqn.peers.sb3 import FrozenModel, build
 
-    task = make_task("MinAtar/Seaquest-v1", max_episode_steps=40)
-    model = build(task, published.choose(task.spec, task.info))
-    env, batch = training_env(task.spec, task.info), make.make_vector(task.spec, 1, training=True)
+    run_spec = make_task("MinAtar/Seaquest-v1", max_episode_steps=40)
+    model = build(run_spec, published.choose(run_spec.spec, run_spec.info))
+    env, batch = (
+        training_env(run_spec.spec, run_spec.info),
+        make.make_vector(run_spec.spec, 1, training=True),
+    )
     ours, (theirs, _) = batch.reset([7])[0], env.reset(seed=7)
-    actions, ends = np.random.default_rng(0).integers(0, task.info.num_actions, 90), 0
+    actions, ends = np.random.default_rng(0).integers(0, run_spec.info.num_actions, 90), 0
     for action in actions:
         np.testing.assert_array_equal(theirs, ours)
         assert env.observation_space.contains(theirs) and theirs.shape == (10, 10, 10)
@@ -209,12 +212,12 @@ def test_minatar_in_sb3_is_what_the_evaluator_shows_the_network() -> None:
 
 @needs_atari
 def test_a_lost_life_terminates_but_the_game_goes_on() -> None:
-    task = make_task("ALE/SpaceInvaders-v5")  # scores of 5 and more
-    env = training_env(task.spec, task.info)
-    batch = make.make_vector(task.spec, 1, training=True)
+    run_spec = make_task("ALE/SpaceInvaders-v5")  # scores of 5 and more
+    env = training_env(run_spec.spec, run_spec.info)
+    batch = make.make_vector(run_spec.spec, 1, training=True)
     ours, (theirs, _) = batch.reset([3])[0], env.reset(seed=3)
     lost, over, score = 0, 0, 0.0
-    for action in np.random.default_rng(0).integers(0, task.info.num_actions, 700):
+    for action in np.random.default_rng(0).integers(0, run_spec.info.num_actions, 700):
         np.testing.assert_array_equal(theirs, ours)
         step = batch.step(np.array([action]))
         theirs, reward, terminated, truncated, infos = env.step(action)
@@ -254,8 +257,8 @@ def test_single_environments_are_cut_and_their_observations_are_copies() -> None
 def test_a_cut_episode_is_no_end_for_sb3() -> None:
     from async_dqn.peers.sb3 import build
 
-    task = make_task("MountainCar-v0", max_episode_steps=6, steps=100)
-    model = build(task, published.BY_ID["MountainCar-v0"])
+    run_spec = make_task("MountainCar-v0", max_episode_steps=6, steps=100)
+    model = build(run_spec, published.BY_ID["MountainCar-v0"])
     model.learn(20, log_interval=None)
     memory = model.replay_buffer
     assert memory.dones[:12, 0].tolist() == ([0.0] * 5 + [1.0]) * 2

@@ -21,8 +21,8 @@ from async_dqn.parameters.layout import WORKERS_STOP
 from async_dqn.processes import spawn
 from async_dqn.runs import checkpoint
 from async_dqn.workers.learner import Learner
-from async_dqn.workers.pipeline import FirstLearner, LastStage, lesson_loss, split
-from async_dqn.workers.task import Task
+from async_dqn.workers.pipeline import FirstLearner, LastStage, batch_loss, split
+from async_dqn.workers.run_spec import RunSpec
 from runs import Trainer, listening
 
 PRESET = ("--preset", "sync-model-parallel", "--eval-episodes", "2", "--quiet")
@@ -60,48 +60,48 @@ def test_the_two_parts_one_after_the_other_are_the_network(layers: int, settings
 
 def test_the_loss_of_the_last_stage_by_hand() -> None:
     q_values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    lesson = torch.tensor([[1.0, 5.0, 0.25], [0.0, 1.0, 0.75], [1.0, 99.0, 0.0]])
-    assert lesson_loss(q_values, lesson).item() == 0.25 * 4.5 + 0.75 * 2.0
+    pass_batch = torch.tensor([[1.0, 5.0, 0.25], [0.0, 1.0, 0.75], [1.0, 99.0, 0.0]])
+    assert batch_loss(q_values, pass_batch).item() == 0.25 * 4.5 + 0.75 * 2.0
 
 
 # Gradients
 
 
-def serve(task: Task, block: SharedBlock, meeting: Path) -> None:
+def serve(run_spec: RunSpec, block: SharedBlock, rendezvous: Path) -> None:
     """Worker 1."""
     torch.set_num_threads(1)
-    store = task.store(block, 1)
-    stage = LastStage(task, FlatNetwork(task.network()), store, meeting)
+    store = run_spec.store(block, 1)
+    stage = LastStage(run_spec, FlatNetwork(run_spec.network()), store, rendezvous)
     while not store.leaving:
-        stage.serve(task.learning_rate(store.steps))
+        stage.serve(run_spec.learning_rate(store.steps))
 
 
-def chain_task() -> Task:
+def chain_task() -> RunSpec:
     settings = {"mode": "sync", "workers": 2, "model_parallel": True, "envs_per_worker": 3}
     settings |= {"rollout_length": 5, "hidden": (16, 16), "dueling": True, "target_sync_steps": 60}
     settings |= {"algorithm": "q-lambda", "double": True, "max_grad_norm": 1e-3}
     config = Config.from_flat(settings)
     spec = EnvSpec(ChainEnv, {}, (), 50)
     info = make.probe(spec)
-    return Task(config, spec, info, architecture.choose(config, info))
+    return RunSpec(config, spec, info, architecture.choose(config, info))
 
 
 def test_the_split_gradient_is_the_whole_one_and_one_update_follows(tmp_path) -> None:
     """Full rollouts, and a short one as at the end of the budget."""
-    task, meeting = chain_task(), tmp_path / "meeting"
+    run_spec, rendezvous = chain_task(), tmp_path / "rendezvous"
     torch.manual_seed(0)
-    whole = FlatNetwork(task.network())
-    block = SharedBlock(task.sections(len(whole.vector)))
+    whole = FlatNetwork(run_spec.network())
+    block = SharedBlock(run_spec.sections(len(whole.vector)))
     block["multipliers"][:] = 1.0
-    store, alone = task.store(block, 0), task.optimizer()
+    store, alone = run_spec.store(block, 0), run_spec.optimizer()
     store.theta.copy_(whole.vector)
     store.sync_target(0)
     theta, state = whole.vector.clone(), list(torch.zeros(alone.rows, len(whole.vector)))
-    other = spawn.context().Process(target=serve, args=(task, block, meeting), daemon=True)
+    other = spawn.context().Process(target=serve, args=(run_spec, block, rendezvous), daemon=True)
     other.start()
-    learner = FirstLearner(task, store, meeting)
+    learner = FirstLearner(run_spec, store, rendezvous)
     try:
-        assert not meeting.exists()
+        assert not rendezvous.exists()
         learner.reset(0, 0)
         for k, budget in enumerate((100, 100, 4, 100)):
             learner._pull()

@@ -24,9 +24,9 @@ from async_dqn.parameters.layout import CPU_NS, STARTUP_NS, padded_size
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.workers.crew import Crew
 from async_dqn.workers.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
-from async_dqn.workers.player import BATCHED_ENVS, LOOPED_ENVS, Player
+from async_dqn.workers.player import BATCHED_ENVS, LOOPED_ENVS, EpisodeRunner
+from async_dqn.workers.run_spec import CONFIRMATION, SCREENING, RunSpec
 from async_dqn.workers.sequential import MIN_RETURNS
-from async_dqn.workers.task import CONFIRMATION, SCREENING, Task
 
 
 def cue_batch(num_envs: int, max_episode_steps: int = 0) -> SyncVectorEnv:
@@ -40,21 +40,21 @@ def _registered():
     del gymnasium.registry["Cue-v0"]
 
 
-def make_player(env: str | Callable = CueEnv, **settings: Any) -> Player:
+def make_player(env: str | Callable = CueEnv, **settings: Any) -> EpisodeRunner:
     """A player with a random network whose actions differ from state to state."""
     torch.manual_seed(0)
     config = Config.from_flat({"hidden": (16,), "seed": 3, **settings})
     spec = EnvSpec(env, max_episode_steps=100)
     info = make.probe(spec)
-    task = Task(config, spec, info, architecture.choose(config, info))
-    network = FlatNetwork(task.network(), gradient=False)
+    run_spec = RunSpec(config, spec, info, architecture.choose(config, info))
+    network = FlatNetwork(run_spec.network(), gradient=False)
     for name, parameter in network.net.named_parameters():
         scale = 10.0 if name.startswith("head") else 1.5
         parameter.data.copy_(scale * parameter.data * (100.0 if scale == 10.0 else 1.0))
-    return Player(task, network)
+    return EpisodeRunner(run_spec, network)
 
 
-def scores(player: Player, first: int | None = None) -> list[tuple[float, int]]:
+def scores(player: EpisodeRunner, first: int | None = None) -> list[tuple[float, int]]:
     """Return and length of all confirming episodes, or of those from `first` on."""
     first, crew = player.screening if first is None else first, Crew(player)
     crew.begin(first)
@@ -64,12 +64,14 @@ def scores(player: Player, first: int | None = None) -> list[tuple[float, int]]:
 
 
 @torch.no_grad()
-def by_hand(player: Player, net=None) -> list[tuple[float, int]]:
+def by_hand(player: EpisodeRunner, net=None) -> list[tuple[float, int]]:
     """The confirming episodes one environment at a time, without batches or autoreset."""
-    task, net = player.task, net or player.network.net
-    seeds = task.seeds(player.screening, SCREENING) + task.seeds(player.confirming, CONFIRMATION)
+    run_spec, net = player.run_spec, net or player.network.net
+    seeds = run_spec.seeds(player.screening, SCREENING) + run_spec.seeds(
+        player.confirming, CONFIRMATION
+    )
     own = [seed % SEED_LIMIT for seed in seeds]
-    if task.info.batched:  # one generator for a whole batch; SyncVectorEnv counts up
+    if run_spec.info.batched:  # one generator for a whole batch; SyncVectorEnv counts up
         groups = [seeds[k : k + BATCHED_ENVS] for k in range(0, len(seeds), BATCHED_ENVS)]
         drawn = [np.random.SeedSequence(g).generate_state(1, np.uint32)[0] for g in groups]
         own = [int(one) + b for one, group in zip(drawn, groups) for b in range(len(group))]
@@ -98,7 +100,7 @@ def assert_same_scores(one: list, other: list) -> None:
 def test_scores_are_those_of_episodes_played_by_hand(env, at_once, recurrent) -> None:
     episodes = 2 * at_once + 3  # there are not so many environments
     player = make_player(env, recurrent=recurrent, eval_episodes=episodes)
-    assert player.task.info.batched == (env == "Cue-v0")
+    assert player.run_spec.info.batched == (env == "Cue-v0")
     assert_same_scores(scores(player), by_hand(player))
 
 
@@ -146,7 +148,7 @@ def test_an_episode_is_the_same_whoever_plays_it_and_beside_whichever_others(env
 def test_atari_games_have_their_own_seeds_and_random_actions() -> None:
     pytest.importorskip("ale_py")
     player = make_player("ALE/MsPacman-v5", network="nips", eval_episodes=4)
-    assert player.task.eval_epsilon > 0
+    assert player.run_spec.eval_epsilon > 0
     every = dict(enumerate(scores(player, 0)))
     assert len(set(every.values())) > 1
     for numbers in ([4], [3, 1]):
@@ -164,7 +166,7 @@ def test_only_what_still_plays_is_stepped() -> None:
 # Faults
 
 
-def fragile(faults: dict, lengths: tuple = (4,), **settings) -> Player:
+def fragile(faults: dict, lengths: tuple = (4,), **settings) -> EpisodeRunner:
     NotFiniteEnv.built.clear()
     env = functools.partial(NotFiniteEnv, faults=faults, lengths=lengths, rewards=(1.0, 2.0))
     return make_player(env, **settings)
@@ -206,14 +208,14 @@ def test_evaluation_is_without_noise(tmp_path) -> None:
     net = agent.network.net
     score = agent.evaluate(episodes=40)
     assert agent.evaluate(episodes=40) == score
-    expected = by_hand(Player(agent.task, agent.network, 40))
+    expected = by_hand(EpisodeRunner(agent.run_spec, agent.network, 40))
     assert score[0] == pytest.approx(np.mean([one for one, _ in expected]))
     # The run's own final evaluation saw the same, after a learner drew noise in this process.
     evaluations = (agent.run / "evaluations.csv").read_text().splitlines()
     column = evaluations[0].split(",").index("mean")
     last_mean = float(evaluations[-1].split(",")[column])
     assert last_mean == pytest.approx(agent.evaluate(episodes=100)[0])
-    net.draw_noise(40, torch.Generator().manual_seed(0))
+    net.reset_noise(40, torch.Generator().manual_seed(0))
     assert agent.evaluate(episodes=40)[0] != pytest.approx(score[0]), "noise would not show"
 
 
@@ -240,20 +242,20 @@ def test_evaluation_is_greedy_whatever_explores(settings) -> None:
 
 
 def make_evaluator(**settings: Any) -> tuple[Evaluator, ParameterStore]:
-    task = make_player("CartPole-v1", workers=1, **settings).task
-    block = SharedBlock(task.sections(padded_size(task.network())))
-    store = ParameterStore(block, task.optimizer(), slot=1)
-    return Evaluator(task, store, None), store
+    run_spec = make_player("CartPole-v1", workers=1, **settings).run_spec
+    block = SharedBlock(run_spec.sections(padded_size(run_spec.network())))
+    store = ParameterStore(block, run_spec.optimizer(), slot=1)
+    return Evaluator(run_spec, store, None), store
 
 
 def test_evaluations_have_their_share_whatever_the_start_cost():
     evaluator, store = make_evaluator()
     store.slot[CPU_NS] = store.slot[STARTUP_NS] = int(10e9 * CPU_SECONDS)
-    assert evaluator.affordable()
+    assert evaluator.within_budget()
     store.slot[CPU_NS] += int(2e9 * CPU_SECONDS + store.slot[CPU_NS])
-    assert not evaluator.affordable()
+    assert not evaluator.within_budget()
     store.slots[0, CPU_NS] = int(2 * store.slot[CPU_NS] / CPU_SHARE)
-    assert evaluator.affordable()
+    assert evaluator.within_budget()
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,7 @@ def test_evaluations_have_their_share_whatever_the_start_cost():
 def test_long_runs_and_wanted_thresholds_allow_a_larger_share(goal, of_workers, allowed):
     evaluator, store = make_evaluator(**goal)
     store.slots[0, CPU_NS] = of_workers * 10**9
-    assert evaluator.allowed == pytest.approx(allowed)
+    assert evaluator.cpu_budget_s == pytest.approx(allowed)
 
 
 @pytest.mark.parametrize("goal", [{}, {"stop_at_return": 475.0}])
@@ -298,9 +300,9 @@ def test_a_confirmation_is_given_up_when_its_mean_will_miss_the_goal():
             pass
         return len(evaluator.crew.results(0, evaluator.crew.player.total))
 
-    task = make_player(CueEnv, workers=1, eval_episodes=200).task
-    block = SharedBlock(task.sections(padded_size(task.network())))
-    evaluator = Evaluator(task, ParameterStore(block, task.optimizer(), slot=1), None)
+    run_spec = make_player(CueEnv, workers=1, eval_episodes=200).run_spec
+    block = SharedBlock(run_spec.sections(padded_size(run_spec.network())))
+    evaluator = Evaluator(run_spec, ParameterStore(block, run_spec.optimizer(), slot=1), None)
     assert confirmed(-math.inf) == confirmed(-1e9) == 200
     assert MIN_RETURNS <= confirmed(1e9) < 60
 

@@ -36,7 +36,7 @@ from async_dqn.runs import checkpoint
 from async_dqn.training.supervisor import Supervisor
 from async_dqn.workers import evaluator
 from async_dqn.workers.evaluator import EvaluatorLoop
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 from runs import ROOT, SMALL, Trainer, is_alive, listening, wait_gone
 
 
@@ -199,9 +199,9 @@ def test_an_evaluator_that_keeps_up_is_replaced_however_often_it_dies(start):
 def evaluator_start(**settings) -> SimpleNamespace:
     config = Config.from_flat({"eval_every": 100, "workers": 1, **settings})
     spec = EnvSpec("CartPole-v1", {}, (), None, None)
-    task = Task(config, spec, probe(spec), choose(config, probe(spec)))
-    block = SharedBlock(task.sections(padded_size(task.network())))
-    return SimpleNamespace(task=task, block=block, index=1, incarnation=1)
+    run_spec = RunSpec(config, spec, probe(spec), choose(config, probe(spec)))
+    block = SharedBlock(run_spec.sections(padded_size(run_spec.network())))
+    return SimpleNamespace(run_spec=run_spec, block=block, index=1, incarnation=1)
 
 
 @pytest.mark.parametrize(("goal", "share"), [(None, "2%"), (475.0, "10%")])
@@ -211,7 +211,10 @@ def test_why_evaluations_are_put_off_is_told_once(monkeypatch, goal, share):
     start, said = evaluator_start(stop_at_return=goal), []
     store = ParameterStore(start.block, SharedAdam(), 0)
     run = SimpleNamespace(
-        task=start.task, store=store, block=start.block, recorder=SimpleNamespace(warn=said.append)
+        run_spec=start.run_spec,
+        store=store,
+        block=start.block,
+        recorder=SimpleNamespace(warn=said.append),
     )
     supervisor, loop = Supervisor(run), EvaluatorLoop(start, RecordPipe(writer), None)
     supervisor.evaluator.pipe = reader
@@ -564,7 +567,7 @@ def test_no_step_is_granted_before_the_target_network_has_its_keeper():
         block = SharedBlock(sections(2, 16, 2))
         store = ParameterStore(block, SharedAdam(), 3)
         run = SimpleNamespace(
-            task=SimpleNamespace(config=config),
+            run_spec=SimpleNamespace(config=config),
             store=store,
             block=block,
             reporter=SimpleNamespace(worker_speeds=None),
@@ -575,7 +578,7 @@ def test_no_step_is_granted_before_the_target_network_has_its_keeper():
         for worker in supervisor.workers[:started]:
             worker.incarnation = 0
         supervisor._grant()
-        return block["limits"].tolist()
+        return block["lease_limits"].tolist()
 
     assert not any(granted(0, 0))
     assert all(granted(1, 0))

@@ -19,7 +19,7 @@ from async_dqn.runs.folder import RunFolder
 from async_dqn.runs.progress import Bar, PlainLines, Status, bar_text
 from async_dqn.runs.recorder import HPARAMS, RESULT_KEYS, Recorder, _closing_line, process_start
 from async_dqn.runs.versions import git_revision
-from async_dqn.runs.writers import GLOBAL_TAGS, Board, Drops, EventLog, Table
+from async_dqn.runs.writers import GLOBAL_TAGS, BestEffort, Board, CsvTable, EventLog
 
 HEADER = (
     "step,wall_s,cpu_s,rollout/ep_rew_mean,rollout/ep_len_mean,rollout/exploration_rate,time/fps,"
@@ -256,14 +256,14 @@ def test_a_full_disk_is_warned_of_once_and_stops_nothing(run, monkeypatch, capsy
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_every_writer_survives_a_device_that_is_always_full(tmp_path):
     warnings: list[str] = []
-    drops = Drops(warnings.append)
+    drops = BestEffort(warnings.append)
     log = EventLog(Path("/dev/full"), drops)
     log.write("start", "worker")
     log.write("start", "worker")
     log.close()
     assert drops.count == 2 and len(warnings) == 1 and "No space left" in warnings[0]
     nowhere = tmp_path / "missing"
-    table = Table(nowhere / "metrics.csv", ["step"], drops)
+    table = CsvTable(nowhere / "metrics.csv", ["step"], drops)
     table.write({"step": 1})
     table.close()
     assert drops.attempt(Board.open, nowhere) is None

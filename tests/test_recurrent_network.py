@@ -53,7 +53,7 @@ def step_by_step(net, obs, state, starts):
 @pytest.mark.parametrize("name", SHAPES)
 def test_unroll_equals_step_by_step_with_resets(name: str, head: str, noisy: bool) -> None:
     net = network(name, head, noisy=noisy)
-    net.draw_noise(B, torch.Generator().manual_seed(1))
+    net.reset_noise(B, torch.Generator().manual_seed(1))
     obs, state = observations(name), random_state(net)
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
@@ -63,9 +63,9 @@ def test_unroll_equals_step_by_step_with_resets(name: str, head: str, noisy: boo
         close = {"rtol": 1e-4, "atol": 1e-5}
         expected = torch.cat([one.q_values for one in outputs])
         torch.testing.assert_close(output.q_values, expected, **close)
-        if output.atoms is not None:
+        if output.distribution is not None:
             torch.testing.assert_close(
-                output.atoms, torch.cat([one.atoms for one in outputs]), **close
+                output.distribution, torch.cat([one.distribution for one in outputs]), **close
             )
         for t, (h, c) in enumerate(states):
             torch.testing.assert_close(hidden[t], h, **close)

@@ -11,7 +11,7 @@ from test_collector import MODES, PAIR, SETTINGS, make_batch
 
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.algorithms.rollout import Rollout
-from async_dqn.algorithms.rollout_passes import acting_q_values, present, successors
+from async_dqn.algorithms.rollout_passes import behaviour_next_q, forward_next, forward_rollout
 from async_dqn.envs.make import EnvSpec, make_vector
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import QNetwork, State
@@ -101,11 +101,11 @@ def test_the_present_unrolled_is_what_was_seen_while_acting(mode: str) -> None:
     collector = make_collector(make_batch(mode), net)
     for _ in range(5):
         rollout = collect(collector)
-        again = present(net, rollout).q_values.detach().numpy()
+        again = forward_rollout(net, rollout).q_values.detach().numpy()
         np.testing.assert_allclose(again.reshape(LENGTH, 2, 2), rollout.q_values[:-1], **CLOSE)
         if rollout.state[0].any():
             rollout.state = net.initial_state(2)
-            other = present(net, rollout).q_values.detach().numpy()
+            other = forward_rollout(net, rollout).q_values.detach().numpy()
             assert np.abs(other - again).max() > 1e-2, "the state does not matter"
 
 
@@ -125,10 +125,10 @@ def test_successors_are_one_step_on_from_the_state_at_the_row(mode: str, own: bo
             expected[t], _ = step(other, true[t], state)
         rows = rng.permutation(np.flatnonzero(rollout.weights))  # dummies have no successor
         ends += (rollout.ends & (rollout.weights > 0)).sum(0)
-        found = successors(other, rollout, rows).q_values.numpy()
+        found = forward_next(other, rollout, rows).q_values.numpy()
         np.testing.assert_allclose(found, expected.reshape(-1, 2)[rows], **CLOSE)
         if own:
-            acting = acting_q_values(net, rollout).reshape(-1, 2)
+            acting = behaviour_next_q(net, rollout).reshape(-1, 2)
             rows = rows[rollout.discounts.reshape(-1)[rows] > 0]
             np.testing.assert_allclose(acting[rows], expected.reshape(-1, 2)[rows], **CLOSE)
     assert ends.min() >= 4
@@ -175,7 +175,9 @@ def test_an_environment_built_anew_starts_from_no_state(mode: str) -> None:
         rollout = collect(collector)
         np.testing.assert_array_equal(rollout.starts, rollout.obs[:, :, 2] == 0)
         np.testing.assert_allclose(
-            rollout.q_values[:-1].reshape(-1, 2), present(net, rollout).q_values.detach(), **CLOSE
+            rollout.q_values[:-1].reshape(-1, 2),
+            forward_rollout(net, rollout).q_values.detach(),
+            **CLOSE,
         )
         for t, (q_values, state) in enumerate(walk(net, rollout)):
             np.testing.assert_allclose(rollout.q_values[t], q_values, **CLOSE)
@@ -183,7 +185,7 @@ def test_an_environment_built_anew_starts_from_no_state(mode: str) -> None:
                 continue
             # The step before the fault is worth its successor, the last good observation.
             lost = rollout.ends[t] & (rollout.weights[t] > 0) & (rollout.discounts[t] > 0)
-            found = successors(net, rollout, t * 2 + np.flatnonzero(lost)).q_values
+            found = forward_next(net, rollout, t * 2 + np.flatnonzero(lost)).q_values
             expected, _ = step(net, rollout.obs[t + 1], state)
             np.testing.assert_allclose(found, expected[lost], **CLOSE)
             broken += lost.sum()
@@ -193,14 +195,14 @@ def test_an_environment_built_anew_starts_from_no_state(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_noise_belongs_to_an_environment_along_the_rollout(mode: str) -> None:
     net = network(noisy=True)
-    net.draw_noise(2, torch.Generator().manual_seed(1))
+    net.reset_noise(2, torch.Generator().manual_seed(1))
     collector = make_collector(make_batch(mode), net)
     for _ in range(3):
         rollout = collect(collector)
-        again = present(net, rollout).q_values.detach().numpy()
+        again = forward_rollout(net, rollout).q_values.detach().numpy()
         np.testing.assert_allclose(again.reshape(LENGTH, 2, 2), rollout.q_values[:-1], **CLOSE)
         rows = np.arange(LENGTH * 2)
-        every = successors(net, rollout, rows).q_values.numpy()
+        every = forward_next(net, rollout, rows).q_values.numpy()
         inside = ~rollout.ends.reshape(-1) & (rollout.weights.reshape(-1) > 0)
         after = rollout.q_values[1:].reshape(-1, 2)
         np.testing.assert_allclose(every[inside], after[inside], **CLOSE)
@@ -212,11 +214,11 @@ def test_the_successor_of_any_row_has_the_noise_of_its_environment(recurrent: bo
     if not recurrent:
         torch.manual_seed(0)
         net = QNetwork(Architecture("mlp", (3,), 0.1, 2, (8,), True, False, noisy=True))
-    net.draw_noise(2, torch.Generator().manual_seed(1))
+    net.reset_noise(2, torch.Generator().manual_seed(1))
     rollout = collect(make_collector(make_batch("loop", PAIR[::-1]), net))
     assert rollout.final_rows.tolist() == [3, 4, 7]  # environment 1 is the first to end
     for t, b in itertools.product(range(LENGTH), range(2)):
-        alone = successors(net, rollout, np.array([t * 2 + b])).q_values[0]
+        alone = forward_next(net, rollout, np.array([t * 2 + b])).q_values[0]
         pair = np.stack([rollout.next_obs()[t, b]] * 2)
         state = None
         if recurrent:

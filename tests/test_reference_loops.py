@@ -20,7 +20,7 @@ from async_dqn.parameters.flat_network import named_tensors
 from async_dqn.training import training
 from async_dqn.workers.collector import Collector
 from async_dqn.workers.learner import Learner
-from async_dqn.workers.task import NOISE, REPLAY, TRAINING, Task
+from async_dqn.workers.run_spec import NOISE, REPLAY, TRAINING, RunSpec
 
 UPDATES = 50
 LIMIT = 6  # steps of an episode; the chain's end is 3 away, so both kinds of end happen
@@ -146,10 +146,10 @@ def lstm(params: Params, x: torch.Tensor, state: tuple) -> tuple[torch.Tensor, t
 class Net:
     """What the settings make of named tensors."""
 
-    def __init__(self, task: Task):
-        self.network = task.config.network
-        self.a3c = task.config.algorithm.algorithm == "a3c"
-        self.actions = task.info.num_actions
+    def __init__(self, run_spec: RunSpec):
+        self.network = run_spec.config.network
+        self.a3c = run_spec.config.algorithm.algorithm == "a3c"
+        self.actions = run_spec.info.num_actions
         network = self.network
         self.support = torch.linspace(network.v_min, network.v_max, network.atoms).double()
 
@@ -241,13 +241,13 @@ Segments = list[list[Row]]  # [T][B]
 class Memory:
     """The last `capacity` steps of one worker, drawn in proportion to their priority."""
 
-    def __init__(self, task: Task, worker: int):
-        config = task.config
+    def __init__(self, run_spec: RunSpec, worker: int):
+        config = run_spec.config
         self.replay, self.count = config.replay, config.parallel.envs_per_worker
         rows = self.replay.replay_capacity // config.parallel.workers // self.count
         one_step = config.algorithm.algorithm == "one-step-q"
         self.slots, self.length = rows + 1, 1 if one_step else config.parallel.rollout_length
-        self.generator = task.generator(REPLAY, worker, 0)
+        self.generator = run_spec.generator(REPLAY, worker, 0)
         self.times: Segments = []
         self.masses: dict[tuple[int, int], float] = {}  # by time and environment
         self.largest = 1.0
@@ -295,19 +295,19 @@ class Memory:
 class Worker:
     """One worker's environments, random streams and, without sharing, optimiser state."""
 
-    def __init__(self, task: Task, index: int, net: Net):
-        self.task, self.net, config = task, net, task.config
+    def __init__(self, run_spec: RunSpec, index: int, net: Net):
+        self.run_spec, self.net, config = run_spec, net, run_spec.config
         self.count, self.length = config.parallel.envs_per_worker, config.parallel.rollout_length
         kind = CartPoles if config.environment.env == "CartPole-v1" else Singles
         limit = config.environment.max_episode_steps
-        self.envs = kind(self.count, limit, task.seeds(self.count, TRAINING, index, 0))
-        self.generator = task.generator(TRAINING, index, 0)
-        self.noise_stream = torch.Generator().manual_seed(task.seeds(1, NOISE, index, 0)[0])
-        self.memory = Memory(task, index) if config.replay.replay != "none" else None
+        self.envs = kind(self.count, limit, run_spec.seeds(self.count, TRAINING, index, 0))
+        self.generator = run_spec.generator(TRAINING, index, 0)
+        self.noise_stream = torch.Generator().manual_seed(run_spec.seeds(1, NOISE, index, 0)[0])
+        self.memory = Memory(run_spec, index) if config.replay.replay != "none" else None
         self.after = tuple(torch.zeros(self.count, 8).double() for _ in range(2))
         self.starts = [True] * self.count
 
-    def draw_noise(self, params: Params) -> None:
+    def reset_noise(self, params: Params) -> None:
         """One factorised draw per environment of every noisy layer, in the network's order."""
         self.noise = {}
         for name in [key.removesuffix(".weight_sigma") for key in params if "weight_s" in key]:
@@ -329,7 +329,7 @@ class Worker:
         q_values = output.q.numpy()
         self.seen = q_values if output.value is None else output.value.numpy()
         self.greedy = q_values.argmax(1)
-        if self.net.a3c or self.task.config.exploration.exploration == "boltzmann":
+        if self.net.a3c or self.run_spec.config.exploration.exploration == "boltzmann":
             gumbel = self.generator.gumbel(size=q_values.shape)
             self.actions = (q_values / (1.0 if self.net.a3c else strength) + gumbel).argmax(1)
             return
@@ -341,7 +341,7 @@ class Worker:
 
     def collect(self, params: Params, strength: float, budget: int) -> tuple[Segments, int]:
         self.state = self.before  # before the pending row
-        settings = self.task.config.algorithm
+        settings = self.run_spec.config.algorithm
         segments, taken = [], 0
         while len(segments) < self.length and taken < budget:
             obs, actions, starts = self.envs.obs, self.actions, self.starts
@@ -380,16 +380,16 @@ class Worker:
 class Plain:
     """The trainer: workers in turn, one set of parameters, one target, one optimiser."""
 
-    def __init__(self, task: Task, theta: dict[str, np.ndarray]):
-        self.task, self.config, self.net = task, task.config, Net(task)
+    def __init__(self, run_spec: RunSpec, theta: dict[str, np.ndarray]):
+        self.run_spec, self.config, self.net = run_spec, run_spec.config, Net(run_spec)
         self.theta = {name: torch.tensor(array).double() for name, array in theta.items()}
         sync = None if self.net.a3c else self.config.optimizer.target_sync_steps
         self.target = self.copy() if sync else None
-        self.workers = [Worker(task, w, self.net) for w in range(self.config.parallel.workers)]
+        self.workers = [Worker(run_spec, w, self.net) for w in range(self.config.parallel.workers)]
         self.steps = self.updates = 0
         self.moments: dict[Any, list[torch.Tensor]] = {}
         for worker in self.workers:
-            worker.draw_noise(self.theta)
+            worker.reset_noise(self.theta)
             worker.act(self.theta, self.strength)
 
     def copy(self) -> Params:
@@ -409,7 +409,7 @@ class Plain:
     def update(self, worker: Worker) -> Segments:
         """One rollout, what is learned from it, and the target if its time has come."""
         step = self.steps
-        worker.draw_noise(self.theta)
+        worker.reset_noise(self.theta)
         self.epsilon = self.strength
         segments, taken = worker.collect(self.theta, self.epsilon, self.config.run.steps - step)
         self.steps += taken
@@ -417,7 +417,7 @@ class Plain:
             worker.memory.add(segments)
         for epoch in range(self.config.parallel.epochs):
             if epoch:
-                worker.draw_noise(self.theta)
+                worker.reset_noise(self.theta)
             batch = segments
             if worker.memory is not None:
                 if step < self.config.replay.replay_start or not worker.memory.masses:
@@ -496,7 +496,7 @@ class Plain:
         grid = (len(batch), len(batch[0]))
         if self.config.network.distributional != "none":
             pairs = zip(taken, returns)
-            terms = [self.divergence(now[t].atoms[b, a], goal) for (t, b, a), goal in pairs]
+            terms = [self.divergence(now[t].distribution[b, a], goal) for (t, b, a), goal in pairs]
             terms = torch.stack(terms).reshape(grid)
             return terms, terms.detach().abs()
         chosen = torch.stack([now[t].q[b, a] for t, b, a in taken]).reshape(grid)
@@ -563,8 +563,8 @@ class Plain:
         if network.distributional != "none":
             best = (acting if algorithm.double else output.q[b].numpy()).argmax()
             if network.distributional == "quantile":
-                return output.atoms[b, best], torch.full((network.atoms,), 1 / network.atoms)
-            return self.net.support, output.atoms[b, best].exp()
+                return output.distribution[b, best], torch.full((network.atoms,), 1 / network.atoms)
+            return self.net.support, output.distribution[b, best].exp()
         if algorithm.algorithm == "one-step-sarsa":
             return float(self.expected(acting, valued) if row.over else valued[row.next_action])
         if algorithm.munchausen:
@@ -623,7 +623,7 @@ def inverse(x: float) -> float:
 class Tape(NamedTuple):
     """What a run did: after every update of a worker its number, all parameters and the actions."""
 
-    task: list[Task]
+    run_spec: list[RunSpec]
     theta: list[dict[str, np.ndarray]]
     actions: list[np.ndarray]
 
@@ -635,7 +635,7 @@ def tape(monkeypatch) -> Tape:
 
     def recorded_update(self, budget):
         if not tape.theta:
-            tape.task.append(self.task)
+            tape.run_spec.append(self.run_spec)
             tape.theta.append(named_tensors(self.network.net, self.store.theta))
         update(self, budget)
         tape.theta.append(named_tensors(self.network.net, self.store.theta))
@@ -657,7 +657,7 @@ def test_serial_training_is_the_plain_loop_update_for_update(settings, tape, tmp
     config, explicit = resolve(settings)
     factory = ChainEnv if settings["env"] == "ChainEnv" else None
     assert training.train(config, explicit, factory).exit_code == 0
-    plain = Plain(tape.task[0], tape.theta[0])
+    plain = Plain(tape.run_spec[0], tape.theta[0])
     assert len(tape.actions) >= UPDATES
     for k, (theta, actions) in enumerate(zip(tape.theta[1:], tape.actions)):
         worker = plain.workers[k % len(plain.workers)]

@@ -18,8 +18,8 @@ from async_dqn.networks.architecture import choose
 from async_dqn.runs import checkpoint
 from async_dqn.training import simulation, training
 from async_dqn.training.calibration import measure, typical
-from async_dqn.training.clock import SharedMemory, Times, spread
-from async_dqn.workers.task import Task
+from async_dqn.training.clock import MemoryBus, Times, spread
+from async_dqn.workers.run_spec import RunSpec
 
 SMALL = {
     "env": "CartPole-v1",
@@ -200,7 +200,7 @@ def test_little_bandwidth_bounds_the_speed(simulate):
 
 
 def test_transfers_are_served_one_after_another():
-    memory = SharedMemory(bandwidth=100.0)
+    memory = MemoryBus(bandwidth=100.0)
     assert memory.transfer(0.0, alone_s=3.0, size=200) == 3.0  # served until 2
     assert memory.transfer(1.0, alone_s=3.0, size=200) == 4.0  # until 4
     assert memory.transfer(1.5, alone_s=2.0, size=200) == 6.0  # had to wait
@@ -311,7 +311,7 @@ def test_measuring_finds_times_of_every_part_and_touches_nothing_else():
     config, _ = resolve(SMALL | {"workers": 2, "replay": "uniform"})
     spec = EnvSpec("CartPole-v1")
     info = make.probe(spec)
-    times = measure(Task(config, spec, info, choose(config, info)), seconds=0.05)
+    times = measure(RunSpec(config, spec, info, choose(config, info)), seconds=0.05)
     found = vars(times)
     # Of little, where all are stepped as one, each of the two may come out as nothing.
     assert found.pop("play_row_s") + found.pop("play_s") > 0

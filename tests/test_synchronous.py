@@ -20,7 +20,7 @@ from async_dqn.parameters.optimizers import SharedAdam
 from async_dqn.parameters.sync_store import DONE, GIVEN, PRESENT, SynchronousStore, round_sections
 from async_dqn.runs import checkpoint
 from async_dqn.workers.learner import Learner
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 from runs import SMALL, Trainer
 
 SIZE, LR = 48, 0.5
@@ -209,15 +209,15 @@ def trained(mode: str, workers: int, keep_target: bool, **settings) -> torch.Ten
     )
     spec = EnvSpec(ChainEnv, {}, (), 50)
     info = make.probe(spec)
-    task = Task(config, spec, info, architecture.choose(config, info))
+    run_spec = RunSpec(config, spec, info, architecture.choose(config, info))
     torch.manual_seed(0)
-    network = FlatNetwork(task.network())
-    block = SharedBlock(task.sections(len(network.vector)))
+    network = FlatNetwork(run_spec.network())
+    block = SharedBlock(run_spec.sections(len(network.vector)))
     block["multipliers"][:] = 1.0
-    store = task.store(block, 0)
+    store = run_spec.store(block, 0)
     store.theta.copy_(network.vector)
     store.sync_target(0)
-    learner = Learner(task, task.store(block, 0), 0)
+    learner = Learner(run_spec, run_spec.store(block, 0), 0)
     learner.reset(0, 0)
     for _ in range(50):
         learner.update(10**6)

@@ -233,7 +233,7 @@ def test_target_distributions_equal_the_slow_loop(has_target, head, double, lam,
             with torch.no_grad():
                 valued = (target or online)(torch.from_numpy(steps[end, b]))[0]
                 chooser = online(torch.from_numpy(steps[end, b]))[0] if double else valued
-            row = valued.atoms[0, chooser.q_values[0].argmax()].numpy()
+            row = valued.distribution[0, chooser.q_values[0].argmax()].numpy()
             values = support if head == "categorical" else row
             where = t * rollout.rewards.shape[1] + b
             expected = reward + discount * values
@@ -265,7 +265,7 @@ def test_a_distribution_learns_a_two_valued_return(head) -> None:
     with torch.no_grad():
         output = net(torch.ones(1, WIDTH))[0]
     assert output.q_values[0, 0].item() == pytest.approx(0.5, abs=0.3)
-    atoms = output.atoms[0, 0]
+    atoms = output.distribution[0, 0]
     if head == "categorical":
         near = atoms.exp()
         support = torch.linspace(-3, 3, 11)

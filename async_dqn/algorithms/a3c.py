@@ -15,10 +15,10 @@ from async_dqn.algorithms.exploration import Choice, Floats, sample_softmax, sof
 from async_dqn.algorithms.returns import lambda_returns
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.algorithms.rollout_passes import (
-    Loss,
-    acting_q_values,
+    LossOutput,
     actions_taken,
-    present,
+    behaviour_next_q,
+    forward_rollout,
     weighted_loss,
 )
 from async_dqn.networks.network import QOutput
@@ -36,10 +36,10 @@ class ActorCritic:
         """Return actions [B] and which of them are the likeliest [B]; epsilon is not used."""
         return sample_softmax(output.q_values.numpy(), np.ones_like(epsilon), generator)
 
-    def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Loss:
+    def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> LossOutput:
         """Policy gradient, value error and entropy bonus; the target network is not used."""
         returns = torch.from_numpy(self.targets(online, rollout)).flatten()
-        q_values = present(online, rollout).q_values
+        q_values = forward_rollout(online, rollout).q_values
         log_pi = q_values.log_softmax(1)
         values = (log_pi.exp() * q_values).sum(1)
         entropy = -(log_pi.exp() * log_pi).sum(1)
@@ -52,7 +52,7 @@ class ActorCritic:
     @torch.inference_mode()
     def targets(self, online: nn.Module, rollout: Rollout) -> Floats:
         """The n-step returns [T, B]."""
-        q_values = acting_q_values(online, rollout)
+        q_values = behaviour_next_q(online, rollout)
         rows = q_values.reshape(-1, q_values.shape[2])
         values = (softmax(rows, np.ones(len(rows), np.float32)) * rows).sum(axis=1)
         shape = rollout.rewards.shape

@@ -16,11 +16,11 @@ from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.algorithms.returns import composed_returns, rescale, unscale
 from async_dqn.algorithms.rollout import Rollout, flat
 from async_dqn.algorithms.rollout_passes import (
-    Loss,
-    acting_q_values,
+    LossOutput,
     actions_taken,
-    present,
-    successors,
+    behaviour_next_q,
+    forward_next,
+    forward_rollout,
     weighted_loss,
 )
 
@@ -31,13 +31,13 @@ class Distributional(QLearning):
 
     asks_network = True
 
-    def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Loss:
+    def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> LossOutput:
         """The mean divergence of the distributions of the actions taken from their targets."""
         returns, atoms = self.target_distributions(online, target, rollout)
-        output = present(online, rollout)
+        output = forward_rollout(online, rollout)
         actions = actions_taken(rollout)
-        index = actions[:, :, None].expand(-1, 1, output.atoms.shape[2])
-        chosen = output.atoms.gather(1, index).squeeze(1)
+        index = actions[:, :, None].expand(-1, 1, output.distribution.shape[2])
+        chosen = output.distribution.gather(1, index).squeeze(1)
         terms = self.divergence(chosen, returns, atoms)
         q_values = output.q_values.gather(1, actions).squeeze(1)
         return weighted_loss(rollout, terms, q_values, terms.abs())
@@ -47,15 +47,15 @@ class Distributional(QLearning):
         self, online: nn.Module, target: nn.Module | None, rollout: Rollout
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The returns [T * B, atoms] and, per row, what the head says of the successor."""
-        acting = acting_q_values(online, rollout) if self.asks_acting(rollout) else None
-        lam = self.traces(rollout, acting)
+        acting = behaviour_next_q(online, rollout) if self.asks_acting(rollout) else None
+        lam = self.lambdas(rollout, acting)
         args = rollout.rewards, rollout.discounts, rollout.ends, lam
         rewards, discounts, rows = (array.reshape(-1) for array in composed_returns(*args))
         needed, place = np.unique(rows, return_inverse=True)
-        output = successors(online if target is None else target, rollout, needed)
+        output = forward_next(online if target is None else target, rollout, needed)
         chooser = flat(acting)[needed] if self.double else output.q_values.numpy()
         best = chooser.argmax(axis=1)
-        successor = output.atoms[np.arange(len(needed)), best][place]
+        successor = output.distribution[np.arange(len(needed)), best][place]
         values = self.values(successor)
         if self.rescaled:
             values = torch.from_numpy(unscale(values.numpy()))

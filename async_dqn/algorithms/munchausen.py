@@ -12,7 +12,7 @@ from torch import nn
 from async_dqn.algorithms.exploration import Floats
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.algorithms.rollout import Rollout
-from async_dqn.algorithms.rollout_passes import actions_taken, present
+from async_dqn.algorithms.rollout_passes import actions_taken, forward_rollout
 
 ALPHA, TAU, LOWEST = 0.9, 0.03, -1.0
 
@@ -23,7 +23,7 @@ class Munchausen(QLearning):
     asks_network = True
 
     def rewards(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Floats:
-        q_values = present(online if target is None else target, rollout).q_values
+        q_values = forward_rollout(online if target is None else target, rollout).q_values
         log_pi = (q_values / TAU).log_softmax(1).gather(1, actions_taken(rollout))
         bonus = ALPHA * (TAU * log_pi).clamp(LOWEST, 0.0)
         return rollout.rewards + bonus.numpy().reshape(rollout.rewards.shape)

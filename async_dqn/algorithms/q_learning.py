@@ -18,11 +18,11 @@ from async_dqn.algorithms.exploration import EPSILON_GREEDY, Choice, Floats, Pol
 from async_dqn.algorithms.returns import lambda_returns, rescale, unscale
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.algorithms.rollout_passes import (
-    Loss,
-    acting_q_values,
+    LossOutput,
+    behaviour_next_q,
+    forward_next,
     seen_while_acting,
     squared_loss,
-    successors,
 )
 from async_dqn.networks.network import QOutput
 
@@ -42,7 +42,7 @@ class QLearning:
         """Return actions [B] and which of them are greedy [B]."""
         return self.policy.act(output.q_values.numpy(), epsilon, generator)
 
-    def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Loss:
+    def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> LossOutput:
         """Half the squared error of the actions taken. The weights must not all be 0."""
         targets = rollout.targets
         if targets is None:
@@ -60,8 +60,8 @@ class QLearning:
     ) -> NDArray[np.float32]:
         """The lambda-returns [T, B] from the true successors."""
         needs_acting = target is None or self.asks_acting(rollout)
-        acting = acting_q_values(online, rollout) if needs_acting else None
-        lam = self.traces(rollout, acting)
+        acting = behaviour_next_q(online, rollout) if needs_acting else None
+        lam = self.lambdas(rollout, acting)
         values = np.zeros(rollout.rewards.shape, np.float32)  # contiguous, as it is filled flat
         # Only where the recursion reads v.
         needed = rollout.ends | (lam < 1)
@@ -72,7 +72,7 @@ class QLearning:
         returns = lambda_returns(rewards, rollout.discounts, rollout.ends, values, lam)
         return rescale(returns) if self.rescaled else returns
 
-    def traces(self, rollout: Rollout, acting: Floats | None) -> Floats:
+    def lambdas(self, rollout: Rollout, acting: Floats | None) -> Floats:
         """lam [T, B]; Watkins: 0 where the next action is not the acting network's best."""
         lam = np.full_like(rollout.rewards, self.lam)
         if self.watkins:  # lam[t] multiplies G[t+1], so the cut sits one step early
@@ -107,7 +107,7 @@ class QLearning:
         if target is None:
             q_values = acting
         else:
-            q_values = successors(target, rollout, rows).q_values.numpy()
+            q_values = forward_next(target, rollout, rows).q_values.numpy()
         if self.rescaled:
             q_values = unscale(q_values)
         return self.bootstrap(q_values, acting, rollout, rows)

@@ -14,7 +14,7 @@ from async_dqn.algorithms.munchausen import Munchausen
 from async_dqn.algorithms.one_step_sarsa import Sarsa
 from async_dqn.algorithms.q_learning import QLearning
 from async_dqn.algorithms.rollout import Rollout
-from async_dqn.algorithms.rollout_passes import Loss
+from async_dqn.algorithms.rollout_passes import LossOutput
 from async_dqn.config.config import Config
 from async_dqn.networks.network import QOutput
 
@@ -25,7 +25,7 @@ class Algorithm(Protocol):
     def act(self, output: QOutput, epsilon: Floats, generator: np.random.Generator) -> Choice:
         """Return actions [B] and which of them are greedy [B]."""
 
-    def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Loss:
+    def loss(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> LossOutput:
         """The loss of the rollout, of which some weight must not be 0."""
 
 

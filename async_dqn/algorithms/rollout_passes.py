@@ -16,7 +16,7 @@ from async_dqn.algorithms.rollout import Rollout, flat
 from async_dqn.networks.network import QOutput
 
 
-class Loss(NamedTuple):
+class LossOutput(NamedTuple):
     """What an update needs and reports."""
 
     loss: float
@@ -25,7 +25,9 @@ class Loss(NamedTuple):
     backward: Callable[[], None]  # adds the gradient of the loss to that of the parameters
 
 
-def weighted_loss(rollout: Rollout, terms: torch.Tensor, chosen: torch.Tensor, errors) -> Loss:
+def weighted_loss(
+    rollout: Rollout, terms: torch.Tensor, chosen: torch.Tensor, errors
+) -> LossOutput:
     """The weighted MEAN of `terms` [T * B], which must not all have weight 0.
 
     The mean (Mnih et al. 2016 sum) keeps the learning rate independent of T and B. `chosen` are
@@ -34,10 +36,10 @@ def weighted_loss(rollout: Rollout, terms: torch.Tensor, chosen: torch.Tensor, e
     weights = torch.from_numpy(rollout.weights).flatten()
     assert terms.shape == weights.shape == chosen.shape
     loss = (weights * terms).sum() / weights.sum()
-    return Loss(loss.item(), chosen.mean().item(), errors.detach().numpy(), loss.backward)
+    return LossOutput(loss.item(), chosen.mean().item(), errors.detach().numpy(), loss.backward)
 
 
-def squared_loss(net: nn.Module, rollout: Rollout, targets: NDArray[np.float32]) -> Loss:
+def squared_loss(net: nn.Module, rollout: Rollout, targets: NDArray[np.float32]) -> LossOutput:
     """Half the squared error of the actions taken from `targets` [T, B], as `weighted_loss`.
 
     The gradient in closed form: in a small batch the graph of a loss costs as much as that of the
@@ -52,14 +54,14 @@ def squared_loss(net: nn.Module, rollout: Rollout, targets: NDArray[np.float32])
     gradient = np.zeros(values.shape, np.float32)
     gradient[taken] = slopes
     loss, q_mean = 0.5 * float(slopes.dot(errors)), float(np.add.reduce(chosen)) / len(chosen)
-    return Loss(loss, q_mean, np.abs(errors), partial(backward, torch.from_numpy(gradient)))
+    return LossOutput(loss, q_mean, np.abs(errors), partial(backward, torch.from_numpy(gradient)))
 
 
 def _learning_pass(net: nn.Module, rollout: Rollout):
     """As `QNetwork.learning_pass`, of any network."""
     if rollout.state is None and hasattr(net, "learning_pass"):
         return net.learning_pass(torch.from_numpy(flat(rollout.obs[:-1])))
-    q_values = present(net, rollout).q_values
+    q_values = forward_rollout(net, rollout).q_values
     return q_values, q_values.backward
 
 
@@ -68,7 +70,7 @@ def actions_taken(rollout: Rollout) -> torch.Tensor:
     return torch.from_numpy(flat(rollout.actions[:-1, :, None]))
 
 
-def present(net: nn.Module, rollout: Rollout) -> QOutput:
+def forward_rollout(net: nn.Module, rollout: Rollout) -> QOutput:
     """The outputs for the states of the rollout, T * B rows."""
     if rollout.state is None:
         return net(torch.from_numpy(flat(rollout.obs[:-1])))[0]
@@ -77,7 +79,7 @@ def present(net: nn.Module, rollout: Rollout) -> QOutput:
 
 
 @torch.inference_mode()
-def successors(net: nn.Module, rollout: Rollout, rows: NDArray[np.int64]) -> QOutput:
+def forward_next(net: nn.Module, rollout: Rollout, rows: NDArray[np.int64]) -> QOutput:
     """The outputs for the TRUE successors of the steps `rows`; recurrent: one cell step on."""
     # With noise every row counts: only then does each meet the draw of its own environment.
     every = np.arange(rollout.rewards.size) if net.noisy else rows
@@ -92,7 +94,7 @@ def successors(net: nn.Module, rollout: Rollout, rows: NDArray[np.int64]) -> QOu
     return QOutput(*(None if part is None else part[rows] for part in output))
 
 
-def acting_q_values(net: nn.Module, rollout: Rollout) -> NDArray[np.float32]:
+def behaviour_next_q(net: nn.Module, rollout: Rollout) -> NDArray[np.float32]:
     """Q-values [T, B, A] of the true successors under the acting network `net`.
 
     Those seen while acting are used again; only truncated episodes need another look. A rollout
@@ -101,18 +103,18 @@ def acting_q_values(net: nn.Module, rollout: Rollout) -> NDArray[np.float32]:
     shape = rollout.rewards.shape
     if rollout.q_values is None:
         every = np.arange(rollout.rewards.size)
-        return successors(net, rollout, every).q_values.numpy().reshape(*shape, -1)
+        return forward_next(net, rollout, every).q_values.numpy().reshape(*shape, -1)
     q_values = rollout.q_values[1:]
     rows = _truncated(rollout)
     if not rows.size:
         return q_values
     q_values = q_values.copy()
-    flat(q_values)[rows] = successors(net, rollout, rows).q_values.numpy()
+    flat(q_values)[rows] = forward_next(net, rollout, rows).q_values.numpy()
     return q_values
 
 
 def seen_while_acting(rollout: Rollout) -> bool:
-    """Whether the Q-values of all successors were: `acting_q_values` then asks no network."""
+    """Whether the Q-values of all successors were: `behaviour_next_q` then asks no network."""
     return rollout.q_values is not None and not _truncated(rollout).size
 
 

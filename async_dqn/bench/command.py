@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from async_dqn.config.config import Config, UserError
-from async_dqn.config.fields import COUNT, POSITIVE, Section, Setting, setting
+from async_dqn.config.fields import COUNT, POSITIVE, Setting, SettingsSection, setting
 from async_dqn.config.options import Parser, argument, parse_train, parse_value
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make
@@ -29,7 +29,7 @@ Sources = tuple[str | None, str | None]  # configuration file and preset, if any
 
 
 @dataclass(frozen=True)
-class Options(Section):
+class Options(SettingsSection):
     """The options of a benchmark of some environments; each has its preset's settings.
 
     `own` are the settings that the benchmark gives to its runs itself.

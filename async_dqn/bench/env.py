@@ -22,7 +22,7 @@ from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec
 from async_dqn.processes import spawn
 from async_dqn.processes.child_side import (
-    Lifeline,
+    ParentIdentity,
     RecordPipe,
     enter_child,
     receive,
@@ -81,7 +81,7 @@ def environment_speed(config: Config, seconds: float) -> Speed:
                 child.pipe, end = spawn.context().Pipe(duplex=False)
                 seed, log = (config.run.seed, child.index), Path(folder, "log")
                 count = config.parallel.envs_per_worker
-                alone = Alone(spec, count, seed, seconds, end, Lifeline.here(), log)
+                alone = Alone(spec, count, seed, seconds, end, ParentIdentity.here(), log)
                 child.start(step_alone, (alone,), end)
             speeds = [_speed(child) for child in children]
             return Speed(sum(s.wall for s in speeds), fmean(s.cpu for s in speeds))
@@ -108,14 +108,14 @@ class Alone:
     seed: tuple[int, ...]
     seconds: float
     pipe: Connection
-    lifeline: Lifeline
+    parent: ParentIdentity
     log: Path
 
 
 def step_alone(start: Alone) -> None:
     """Entry point of such a process: it reports its speed and goes on until it is killed, so that
     none has the machine to itself while others still measure."""
-    enter_child("async-dqn environments", start.lifeline, start.log)
+    enter_child("async-dqn environments", start.parent, start.log)
     pipe = RecordPipe(start.pipe)
 
     def step() -> None:

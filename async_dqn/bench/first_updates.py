@@ -13,15 +13,15 @@ from async_dqn.processes.spawn import Child
 from async_dqn.runs.run import Run
 from async_dqn.training.supervisor import Supervisor
 from async_dqn.workers.learner import Learner
-from async_dqn.workers.task import ChildStart, Task
+from async_dqn.workers.run_spec import ProcessArgs, RunSpec
 from async_dqn.workers.worker import run_worker
 
 
 class FirstLearner(Learner):
     """Tells the CPU seconds of its process up to its first update."""
 
-    def __init__(self, task: Task, store: ParameterStore, index: int):
-        super().__init__(task, store, index)
+    def __init__(self, run_spec: RunSpec, store: ParameterStore, index: int):
+        super().__init__(run_spec, store, index)
         self.start_cpu_s: float | None = None
 
     def update(self, budget: int) -> None:
@@ -33,7 +33,7 @@ class FirstLearner(Learner):
         return super().record() | {"start_cpu_s": self.start_cpu_s}
 
 
-def run_first_worker(start: ChildStart) -> None:
+def run_first_worker(start: ProcessArgs) -> None:
     """Entry point of such a worker."""
     run_worker(start, FirstLearner)
 
@@ -57,7 +57,7 @@ class FirstUpdates(Supervisor):
     def _hand_out(self) -> None:
         slots = self.store.slots[: len(self.workers)]
         waiting = slots[:, UPDATES] == 0
-        self.block["limits"][waiting] = slots[waiting, STEPS] + self.rollout_steps
+        self.block["lease_limits"][waiting] = slots[waiting, STEPS] + self.rollout_steps
 
     def _turn(self) -> None:
         super()._turn()

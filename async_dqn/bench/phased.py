@@ -18,7 +18,7 @@ from async_dqn.processes.spawn import Child
 from async_dqn.runs.run import Run
 from async_dqn.training.supervisor import Supervisor
 from async_dqn.workers.learner import Learner
-from async_dqn.workers.task import ChildStart, Task
+from async_dqn.workers.run_spec import ProcessArgs, RunSpec
 from async_dqn.workers.worker import run_worker
 
 REST, STEPS, CPU = "rest", "steps", "_cpu"
@@ -62,8 +62,8 @@ class PhaseClock:
 class PhasedLearner(Learner):
     """A learner whose records tell nanoseconds by phase, and steps, since it was made."""
 
-    def __init__(self, task: Task, store: ParameterStore, index: int):
-        super().__init__(task, store, index)
+    def __init__(self, run_spec: RunSpec, store: ParameterStore, index: int):
+        super().__init__(run_spec, store, index)
         self.clock, self._taken = PhaseClock(), 0
         for owner, name, phase in self._charged():
             self.clock.charge(owner, name, phase)
@@ -91,7 +91,7 @@ class PhasedLearner(Learner):
         return super().record() | {"phases": {**self.clock.spent, STEPS: self._taken}}
 
 
-def run_phased_worker(start: ChildStart) -> None:
+def run_phased_worker(start: ProcessArgs) -> None:
     """Entry point of a worker with a phase clock."""
     run_worker(start, PhasedLearner)
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from async_dqn.config.fields import Setting, UserError, check, in_words, is_foreign
+from async_dqn.config.fields import Setting, UserError, check, describe_error, is_foreign
 
 # Settings whose value may be the user's own code, and whose arguments `<setting>_arg` holds.
 OPEN = ("algorithm", "network", "exploration", "target")
@@ -140,7 +140,9 @@ def _imported(setting: str, name: str, modules: Collection[str]) -> Any:
     except AttributeError:
         raise UserError(f"{setting} {name}: {module} has no {path}; check the name") from None
     except Exception as error:
-        raise UserError(f"cannot import {module}: {in_words(error)}; check --import") from error
+        raise UserError(
+            f"cannot import {module}: {describe_error(error)}; check --import"
+        ) from error
     return found
 
 
@@ -156,7 +158,7 @@ def _made(setting: str, name: str, value: Any, arguments: Mapping[str, Any]) -> 
     try:
         return value(**arguments) if is_class else value
     except Exception as error:
-        raise UserError(f"cannot make {setting} {name}: {in_words(error)}") from error
+        raise UserError(f"cannot make {setting} {name}: {describe_error(error)}") from error
 
 
 def _checked(setting: str, kind: type, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class Setting:
         return f"{self.section}.{self.name}"
 
 
-class Section:
+class SettingsSection:
     """Base of the sections: construction checks every field and normalises its type."""
 
     def __post_init__(self) -> None:
@@ -224,7 +224,7 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def in_words(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Kind and message of an exception on one line, `my_env.py:12: ValueError: no such seed`.
 
     The place is the innermost in code of the user's, if there is any.

@@ -22,8 +22,8 @@ from async_dqn.config.fields import (
     UNIT_INTERVAL,
     WIDTHS,
     Range,
-    Section,
     Setting,
+    SettingsSection,
     setting,
 )
 
@@ -32,7 +32,7 @@ SIMULATED = Range("within [1, 4096], or none", lambda n: 1 <= n <= 4096)
 
 
 @dataclass(frozen=True)
-class EnvironmentConfig(Section):
+class EnvironmentConfig(SettingsSection):
     """What the agent acts in."""
 
     env: str = setting("CartPole-v1", "gymnasium id; ALE/... and MinAtar/... need their extra")
@@ -71,7 +71,7 @@ class EnvironmentConfig(Section):
 
 
 @dataclass(frozen=True)
-class AlgorithmConfig(Section):
+class AlgorithmConfig(SettingsSection):
     """What it learns from a rollout."""
 
     algorithm: str = setting(
@@ -111,7 +111,7 @@ class AlgorithmConfig(Section):
 
 
 @dataclass(frozen=True)
-class NetworkConfig(Section):
+class NetworkConfig(SettingsSection):
     """How Q-values are computed."""
 
     network: str = setting(
@@ -162,7 +162,7 @@ class NetworkConfig(Section):
 
 
 @dataclass(frozen=True)
-class ReplayConfig(Section):
+class ReplayConfig(SettingsSection):
     """Experience learned from more than once."""
 
     replay: str = setting(
@@ -190,7 +190,7 @@ class ReplayConfig(Section):
 
 
 @dataclass(frozen=True)
-class OptimizerConfig(Section):
+class OptimizerConfig(SettingsSection):
     """How gradients change the parameters."""
 
     optimizer: str = setting(
@@ -250,7 +250,7 @@ class OptimizerConfig(Section):
 
 
 @dataclass(frozen=True)
-class ExplorationConfig(Section):
+class ExplorationConfig(SettingsSection):
     """How often a random action is chosen."""
 
     exploration: str = setting(
@@ -280,7 +280,7 @@ class ExplorationConfig(Section):
 
 
 @dataclass(frozen=True)
-class ParallelConfig(Section):
+class ParallelConfig(SettingsSection):
     """How many act and learn at once, and how."""
 
     mode: str = setting(
@@ -368,7 +368,7 @@ class ParallelConfig(Section):
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(Section):
+class EvaluationConfig(SettingsSection):
     """When and how long the greedy policy is scored."""
 
     eval_every: int = setting(
@@ -383,7 +383,7 @@ class EvaluationConfig(Section):
 
 
 @dataclass(frozen=True)
-class RunConfig(Section):
+class RunConfig(SettingsSection):
     """Budget, seed, and what is kept where."""
 
     steps: int = setting(

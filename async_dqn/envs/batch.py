@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from async_dqn.config.fields import in_words
+from async_dqn.config.fields import describe_error
 from async_dqn.envs.spaces import stored
 from async_dqn.envs.spec import EnvInfo
 
@@ -106,7 +106,7 @@ class EnvBatch:
                 rows = np.flatnonzero(ended)
                 finals = self._finals(infos["final_obs"], rows, terminated)
         except Exception as error:
-            return self._mended(self._nothing(), dict.fromkeys(self._all, error))
+            return self._repair(self._empty_step(), dict.fromkeys(self._all, error))
         step = Step(
             observations,
             self._rewards(scores),
@@ -121,7 +121,7 @@ class EnvBatch:
         )
         failed = infos.get("failed")
         sound = _finite(step.rewards) and self._sound(step.obs) and self._sound(finals)
-        return step if sound and not failed else self._mended(step, failed or {})
+        return step if sound and not failed else self._repair(step, failed or {})
 
     def starts(self, step: Step) -> np.ndarray:
         """Rows [B] bool whose `obs` is the first one of an episode."""
@@ -145,11 +145,11 @@ class EnvBatch:
             obs, failed = begin()
         except Exception as error:
             self.fault = error
-            return self._nothing().obs, self._all
+            return self._empty_step().obs, self._all
         bad = self._none if self._sound(obs) else _not_finite(obs)
         return obs, self._noted(bad, failed, "the first observation of an episode")
 
-    def _nothing(self) -> Step:
+    def _empty_step(self) -> Step:
         """A step of which nothing is known."""
         obs = np.zeros((self.num_envs, *self.info.observation_shape), self.info.dtype)
         zeros, flags = np.zeros(self.num_envs, np.float32), [self._none] * 4
@@ -184,7 +184,7 @@ class EnvBatch:
     def _sound(self, observations: np.ndarray) -> bool:
         return self._bytes or not len(observations) or _finite(observations)
 
-    def _mended(self, step: Step, failed: Failures) -> Step:
+    def _repair(self, step: Step, failed: Failures) -> Step:
         """The step without what was wrong, its environments built anew."""
         bad = ~np.isfinite(step.rewards) | _not_finite(step.obs)
         bad[step.final_rows[_not_finite(step.final_obs)]] = True
@@ -208,18 +208,18 @@ class EnvBatch:
 
     def _restart(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Build `rows` anew; the rows that begin again, and all observations [B, ...]."""
-        begun = rows = self._together(rows)
+        begun = rows = self._rebuild_group(rows)
         for _ in range(MAX_REBUILDS):
             obs, bad = self._attempt(lambda rows=rows: self._rebuild(rows))
             if not bad.size:
                 return begun, obs
-            rows = self._together(bad)
+            rows = self._rebuild_group(bad)
         raise RuntimeError(
             f"an episode could not begin, {MAX_REBUILDS} times in a row after building the "
-            f"environment anew ({in_words(self.fault)}); correct its reset"
+            f"environment anew ({describe_error(self.fault)}); correct its reset"
         )
 
-    def _together(self, rows: np.ndarray) -> np.ndarray:
+    def _rebuild_group(self, rows: np.ndarray) -> np.ndarray:
         """The rows that are built anew with `rows`: all of them here."""
         return self._all
 

@@ -14,7 +14,7 @@ class LoopBatch(EnvBatch):
 
     vector: LoopVectorEnv
 
-    def _together(self, rows: np.ndarray) -> np.ndarray:
+    def _rebuild_group(self, rows: np.ndarray) -> np.ndarray:
         return rows
 
     def _rebuild(self, rows: np.ndarray) -> tuple[np.ndarray, Failures]:

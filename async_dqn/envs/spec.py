@@ -20,7 +20,7 @@ from gymnasium.envs.registration import EnvSpec as RegisteredSpec
 from gymnasium.envs.registration import get_env_id, parse_env_id
 
 from async_dqn.config.config import UserError
-from async_dqn.config.fields import in_words
+from async_dqn.config.fields import describe_error
 from async_dqn.config.schema import EnvironmentConfig
 
 DEFAULT_MAX_EPISODE_STEPS = 10_000
@@ -223,14 +223,14 @@ def creation_errors(spec: EnvSpec) -> Iterator[None]:
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(f"{spec.name} needs a package: {' '.join(str(error).split())}") from error
     except Exception as error:
-        raise UserError(f"cannot create env: {in_words(error)}") from error
+        raise UserError(f"cannot create env: {describe_error(error)}") from error
 
 
 def _import_for_registration(name: str) -> None:
     try:
         importlib.import_module(name)
     except Exception as error:
-        raise UserError(f"cannot import {name}: {in_words(error)}; check --import") from error
+        raise UserError(f"cannot import {name}: {describe_error(error)}; check --import") from error
 
 
 def _entry_module(entry_point: str | Callable[..., Any] | None) -> str:

@@ -25,7 +25,7 @@ class QOutput(NamedTuple):
     """What every head returns."""
 
     q_values: torch.Tensor  # [N, A]
-    atoms: torch.Tensor | None = None  # [N, A, atoms]: log-probabilities, or quantile values
+    distribution: torch.Tensor | None = None  # [N, A, atoms]: log-probabilities, or quantile values
 
 
 def build_head(architecture: Architecture, features: int) -> nn.Module:

@@ -87,7 +87,7 @@ class QNetwork(nn.Module):
         h, c = (torch.stack(parts) for parts in zip(*states, strict=True))
         return self.head(h.flatten(0, 1)), (h, c)
 
-    def draw_noise(self, rows: int, generator: torch.Generator) -> None:
+    def reset_noise(self, rows: int, generator: torch.Generator) -> None:
         """Draw the noise of a noisy network, kept until the next call: one draw per row.
 
         A forward of N rows gives row n the draw n % `rows`. 0 rows switch noise off, as it is at
@@ -129,7 +129,7 @@ class OnDevice(nn.Module):
     def __init__(self, net: QNetwork, device: str):
         super().__init__()
         self.net, self.device, self.noisy = net.to(device), device, net.noisy
-        self.initial_state, self.draw_noise = net.initial_state, net.draw_noise
+        self.initial_state, self.reset_noise = net.initial_state, net.reset_noise
 
     def forward(
         self, obs: torch.Tensor, state: State | None = None
@@ -167,10 +167,10 @@ class AveragedNetwork(nn.Module):
         """`QNetwork.unroll`; `state` is that of one network, with which all begin."""
         return self._mean([net.unroll(obs, state, starts) for net in self.nets])
 
-    def draw_noise(self, rows: int, generator: torch.Generator) -> None:
-        """`QNetwork.draw_noise`."""
+    def reset_noise(self, rows: int, generator: torch.Generator) -> None:
+        """`QNetwork.reset_noise`."""
         for net in self.nets:
-            net.draw_noise(rows, generator)
+            net.reset_noise(rows, generator)
 
     def _own(self, state: State | None) -> Sequence[State | None]:
         count = len(self.nets)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from async_dqn.config.fields import UserError, in_words
+from async_dqn.config.fields import UserError, describe_error
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.layers import LayerNorm, Linear, ReLU, Sequential
 from async_dqn.networks.noisy import NoisyLinear
@@ -50,7 +50,7 @@ def build_torso(
 def _own_torso(architecture: Architecture, build: Callable) -> tuple[nn.Sequential, int]:
     """Raises UserError for what cannot be shared out to workers as a vector of parameters."""
     shape, name = architecture.observation_shape, architecture.network
-    bounds = [] if architecture.low is None else [Bounds(architecture.low, architecture.high)]
+    bounds = [] if architecture.low is None else [RescaleBox(architecture.low, architecture.high)]
     try:
         module = build(shape)
         torso = Sequential(*bounds, module)
@@ -58,8 +58,8 @@ def _own_torso(architecture: Architecture, build: Callable) -> tuple[nn.Sequenti
         features = torso(torch.zeros(2, *shape))
     except Exception as error:
         raise UserError(
-            f"network {name} failed ({in_words(error)}); it is to build, for the shape {shape}, a "
-            "module that makes features [N, F] of observations [N, *shape]"
+            f"network {name} failed ({describe_error(error)}); it is to build, for the shape "
+            f"{shape}, a module that makes features [N, F] of observations [N, *shape]"
         ) from error
     if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != 2:
         got = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features)
@@ -73,7 +73,7 @@ def _own_torso(architecture: Architecture, build: Callable) -> tuple[nn.Sequenti
     return torso, features.shape[1]
 
 
-class Bounds(nn.Module):
+class RescaleBox(nn.Module):
     """Maps the box of `low` and `high` (one number per input) to [-1, 1]; it learns nothing."""
 
     def __init__(self, low: tuple[float, ...], high: tuple[float, ...]):
@@ -119,7 +119,7 @@ def _vector_torso(architecture: Architecture) -> tuple[nn.Sequential, int]:
     (width,) = architecture.observation_shape
     layers: list[nn.Module] = []
     if architecture.low is not None:
-        layers.append(Bounds(architecture.low, architecture.high))
+        layers.append(RescaleBox(architecture.low, architecture.high))
     for hidden in architecture.hidden if architecture.network == "mlp" else ():
         layers += _dense(architecture, width, hidden)
         width = hidden

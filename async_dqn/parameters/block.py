@@ -23,7 +23,7 @@ VERSION = 1
 ALIGNMENT = 64  # bytes: one cache line, so that no two sections share one
 
 
-class Section(NamedTuple):
+class BlockSection(NamedTuple):
     """A named array of the block."""
 
     name: str
@@ -43,8 +43,8 @@ class SharedBlock:
         RuntimeError: an attached descriptor does not hold a block of this layout.
     """
 
-    def __init__(self, sections: tuple[Section, ...], descriptor: int | None = None):
-        self.sections = (Section("header", "int64", (3,)), *sections)
+    def __init__(self, sections: tuple[BlockSection, ...], descriptor: int | None = None):
+        self.sections = (BlockSection("header", "int64", (3,)), *sections)
         offsets, size = {}, 0
         for section in self.sections:
             offsets[section.name] = size
@@ -74,7 +74,7 @@ class SharedBlock:
         return _attach, (self.sections[1:], reduction.DupFd(self.descriptor))
 
 
-def _attach(sections: tuple[Section, ...], duplicate: Any) -> SharedBlock:
+def _attach(sections: tuple[BlockSection, ...], duplicate: Any) -> SharedBlock:
     return SharedBlock(sections, duplicate.detach())
 
 

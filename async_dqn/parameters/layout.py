@@ -2,13 +2,15 @@
 
 from torch import nn
 
-from async_dqn.parameters.block import Section
+from async_dqn.parameters.block import BlockSection
 
 # Words of a slot, one int64 each; a slot is written by its child only.
 STEPS, UPDATES, EPISODES, SKIPPED, ENV_ERRORS, CPU_NS, HEARTBEAT_NS, PHASE = range(8)
 INCARNATION, PID = 8, 9
 FAILING = 10  # gradients in a row that were not finite
-KEPT_UP = 11  # evaluator's, players': global step at which a piece of work was last finished
+LAST_PROGRESS_STEP = (
+    11  # evaluator's, players': global step at which a piece of work was last finished
+)
 PLAYING = 12  # the evaluator's: sequence number of the snapshot that is being scored, or 0
 STARTUP_NS = 13  # evaluator's, players': CPU time of their starts
 FINISHED = 14  # episodes of the final evaluation that are, written by who evaluates
@@ -32,7 +34,7 @@ def sections(
     shared: bool = True,
     players: int = 0,
     targets: int = 1,
-) -> tuple[Section, ...]:
+) -> tuple[BlockSection, ...]:
     """The table of the block for these workers, `size` parameters (padded) and most players.
 
     `optimizer_rows` state vectors are there once if `shared`, else once for every worker; so many
@@ -40,26 +42,26 @@ def sections(
     """
     owners = 1 if shared else workers
     return (
-        Section("control", "int64", (8,)),
-        Section("multipliers", "float64", (2,)),  # learning rate, epsilon
-        Section("limits", "int64", (workers,)),  # step limit (lease) of each worker's slot
+        BlockSection("control", "int64", (8,)),
+        BlockSection("multipliers", "float64", (2,)),  # learning rate, epsilon
+        BlockSection("lease_limits", "int64", (workers,)),  # steps of each worker's slot
         # one row per worker, one for the evaluator, one per player, and one with what earlier
         # sessions of the run did
-        Section("slots", "int64", (workers + 2 + players, SLOT_WORDS)),
-        Section("theta", "float32", (size,)),
-        Section("optimizer", "float32", (owners, optimizer_rows, size)),
+        BlockSection("slots", "int64", (workers + 2 + players, SLOT_WORDS)),
+        BlockSection("theta", "float32", (size,)),
+        BlockSection("optimizer", "float32", (owners, optimizer_rows, size)),
         *_double_buffer("target", targets * size),
         *_double_buffer("snapshot", size),
-        Section("seats", "int64", (players, SEATS)),  # written by the evaluator
-        Section("results", "int64", (players, SEATS, 4)),  # a row by its player
+        BlockSection("seats", "int64", (players, SEATS)),  # written by the evaluator
+        BlockSection("results", "int64", (players, SEATS, 4)),  # a row by its player
     )
 
 
-def _double_buffer(name: str, size: int) -> tuple[Section, ...]:
+def _double_buffer(name: str, size: int) -> tuple[BlockSection, ...]:
     return (
-        Section(name, "float32", (2, size)),
-        Section(f"{name}_stamps", "int64", (2, 2)),
-        Section(f"{name}_sequence", "int64", (1,)),
+        BlockSection(name, "float32", (2, size)),
+        BlockSection(f"{name}_stamps", "int64", (2, 2)),
+        BlockSection(f"{name}_sequence", "int64", (1,)),
     )
 
 

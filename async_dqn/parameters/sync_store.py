@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from async_dqn.parameters.block import Section, SharedBlock
+from async_dqn.parameters.block import BlockSection, SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
     PHASE,
@@ -33,11 +33,11 @@ SPINS, YIELDS = 100, 2000  # looks before giving the core away, and before sleep
 PATIENCE_S = 1.0  # with the others, once the order to stop is there
 
 
-def round_sections(workers: int, size: int, rows: int) -> tuple[Section, ...]:
+def round_sections(workers: int, size: int, rows: int) -> tuple[BlockSection, ...]:
     """What the block needs beside the usual: `rows` vectors [P] and the words of each worker."""
     return (
-        Section("parts", "float32", (workers, rows, size)),
-        Section("rounds", "int64", (workers, 8)),
+        BlockSection("parts", "float32", (workers, rows, size)),
+        BlockSection("rounds", "int64", (workers, 8)),
     )
 
 

@@ -133,12 +133,12 @@ def train(name: str, config: Config) -> int:
     from async_dqn.processes.signals import StopSignals
     from async_dqn.runs.recorder import Recorder
     from async_dqn.training.training import failed
-    from async_dqn.workers.task import Task
+    from async_dqn.workers.run_spec import RunSpec
 
     threads = config.parallel.workers if published.threaded else 1
     torch.set_num_threads(threads)
     peer = describe(name, published, config, threads)
-    task = Task(config, spec, info, network)
+    run_spec = RunSpec(config, spec, info, network)
     with StopSignals(force=lambda: None) as signals:
         folder = RunFolder.create(run.runs_dir, spec.name, run.run_name, name, run.seed)
         shared = SharedConfig(config, peer)
@@ -149,7 +149,7 @@ def train(name: str, config: Config) -> int:
             recorder.drops.attempt(_add_peer, folder.path / "config.json", peer)
             recorder.open_board()
             try:
-                sb3.PeerRun(task, sb3.build(task, published), recorder, signals).run()
+                sb3.PeerRun(run_spec, sb3.build(run_spec, published), recorder, signals).run()
             except Exception as error:
                 raise failed(folder, recorder, error) from error
         return signals.exit_code

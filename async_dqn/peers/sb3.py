@@ -27,9 +27,9 @@ from async_dqn.runs.reporter import REPORT_SECONDS
 from async_dqn.runs.run import DONE, STOPPED, THRESHOLD
 from async_dqn.workers.crew import Crew
 from async_dqn.workers.evaluator import Evaluator
-from async_dqn.workers.player import Player
+from async_dqn.workers.player import EpisodeRunner
 from async_dqn.workers.records import Evaluation
-from async_dqn.workers.task import TRAINING, Task
+from async_dqn.workers.run_spec import TRAINING, RunSpec
 
 
 class MinAtarNetwork(BaseFeaturesExtractor):
@@ -54,18 +54,18 @@ class MinAtarNetwork(BaseFeaturesExtractor):
 CLASSES = {"MinAtarNetwork": MinAtarNetwork, "RMSprop": torch.optim.RMSprop}
 
 
-def build(task: Task, settings: PeerSettings) -> DQN:
+def build(run_spec: RunSpec, settings: PeerSettings) -> DQN:
     """SB3's agent on one environment of its own; its seeds are never those of evaluations."""
-    config, keywords = task.config, dict(settings.dqn)
+    config, keywords = run_spec.config, dict(settings.dqn)
     keywords["policy_kwargs"] = {
         name: CLASSES[value] if name.endswith("_class") else value
         for name, value in keywords["policy_kwargs"].items()
     }
     return DQN(
         settings.policy,
-        DummyVecEnv([lambda: training_env(task.spec, task.info)]),
+        DummyVecEnv([lambda: training_env(run_spec.spec, run_spec.info)]),
         exploration_fraction=settings.exploration_fraction(config.run.steps),
-        seed=task.seeds(1, TRAINING)[0] % SEED_LIMIT,
+        seed=run_spec.seeds(1, TRAINING)[0] % SEED_LIMIT,
         device="cpu",
         **keywords,
     )
@@ -111,10 +111,10 @@ class PeerEvaluator(Evaluator):
 
     spent, allowed = 0.0, math.inf  # evaluations are not on the peer's clocks
 
-    def __init__(self, task: Task, model: DQN) -> None:
-        self.task, self.store = task, FrozenModel(model)
+    def __init__(self, run_spec: RunSpec, model: DQN) -> None:
+        self.run_spec, self.store = run_spec, FrozenModel(model)
         self.network = self.store
-        self.crew = Crew(Player(task, self.network))
+        self.crew = Crew(EpisodeRunner(run_spec, self.network))
         self.best = -math.inf
 
 
@@ -143,11 +143,13 @@ class TrainingClock:
 class PeerRun(BaseCallback):
     """One run of an SB3 agent; `run()` trains, and leaves a result at the end."""
 
-    def __init__(self, task: Task, model: DQN, recorder: Recorder, signals: StopSignals) -> None:
+    def __init__(
+        self, run_spec: RunSpec, model: DQN, recorder: Recorder, signals: StopSignals
+    ) -> None:
         super().__init__()
-        self.task, self.recorder, self.signals = task, recorder, signals
+        self.run_spec, self.recorder, self.signals = run_spec, recorder, signals
         self.clock = TrainingClock(recorder)
-        self.evaluator = PeerEvaluator(task, model)
+        self.evaluator = PeerEvaluator(run_spec, model)
         self.agent = model
         self.updates = 0
         self.startup_s: float | None = None
@@ -159,7 +161,7 @@ class PeerRun(BaseCallback):
     def run(self) -> None:
         """Train until the budget, the threshold or a signal ends it."""
         # SB3's own logging is off; its last values stay readable.
-        self.agent.learn(self.task.config.run.steps, callback=self, log_interval=None)
+        self.agent.learn(self.run_spec.config.run.steps, callback=self, log_interval=None)
         if not self.threshold_at and self.signals.received is None:
             self._evaluate(final=True)
         reached = THRESHOLD if self.threshold_at else DONE
@@ -175,7 +177,7 @@ class PeerRun(BaseCallback):
             {
                 "status": status,
                 "steps": self.agent.num_timesteps,
-                "frames": self.agent.num_timesteps * self.task.info.frames_per_step,
+                "frames": self.agent.num_timesteps * self.run_spec.info.frames_per_step,
                 "wall_s": wall_s,
                 "startup_s": self.startup_s,
                 "cpu_s": cpu_s,
@@ -190,7 +192,7 @@ class PeerRun(BaseCallback):
 
     def _on_step(self) -> bool:
         """Called by SB3 after each step; False ends training."""
-        config, step = self.task.config, self.num_timesteps
+        config, step = self.run_spec.config, self.num_timesteps
         if step % config.evaluation.eval_every == 0 and step < config.run.steps:
             self._evaluate()
         if self.clock.read()[0] - self._last[0] >= REPORT_SECONDS:
@@ -242,4 +244,4 @@ class PeerRun(BaseCallback):
         if episodes:
             tags["rollout/ep_rew_mean"], tags["rollout/ep_len_mean"] = np.mean(episodes, axis=0)
         self.recorder.report(step, wall_s, cpu_s, tags)
-        self.recorder.progress(step, self.task.config.run.steps, fps)
+        self.recorder.progress(step, self.run_spec.config.run.steps, fps)

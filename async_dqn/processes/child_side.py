@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from async_dqn.config.fields import in_words
+from async_dqn.config.fields import describe_error
 
 PR_SET_PDEATHSIG = 1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -31,14 +31,14 @@ RECORD_BYTES = getattr(select, "PIPE_BUF", 512) - 4
 
 
 @dataclass(frozen=True)
-class Lifeline:
+class ParentIdentity:
     """Names the trainer, so that a child can tell it from a later process with the same pid."""
 
     pid: int
     started: str
 
     @classmethod
-    def here(cls) -> "Lifeline":
+    def here(cls) -> "ParentIdentity":
         return cls(os.getpid(), _start_time(os.getpid()))
 
 
@@ -49,9 +49,9 @@ def _start_time(pid: int) -> str:
         return ""
 
 
-def enter_child(title: str, lifeline: Lifeline, log: Path) -> None:
+def enter_child(title: str, parent: ParentIdentity, log: Path) -> None:
     """Tie this process to the trainer, name it, and send its output to `log`."""
-    _die_with(lifeline)
+    _die_with(parent)
     # A collection that went through what the imports made would take up to 0.2 s, and copy its
     # pages, which all children share, by writing into the head of each object.
     gc.freeze()
@@ -86,7 +86,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
 
-def _die_with(lifeline: Lifeline) -> None:
+def _die_with(parent: ParentIdentity) -> None:
     server_pipe = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
     if server_pipe is not None:
         os.close(server_pipe)
@@ -95,13 +95,13 @@ def _die_with(lifeline: Lifeline) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if hasattr(os, "pidfd_open"):
         try:
-            trainer = os.pidfd_open(lifeline.pid)
+            trainer = os.pidfd_open(parent.pid)
         except ProcessLookupError:
             os._exit(1)
         threading.Thread(target=_exit_after, args=(trainer,), daemon=True).start()
     else:
         threading.Thread(target=_exit_when_reparented, args=(os.getppid(),), daemon=True).start()
-    if _start_time(lifeline.pid) != lifeline.started:
+    if _start_time(parent.pid) != parent.started:
         os._exit(1)
 
 
@@ -146,7 +146,7 @@ def receive(connection: Connection) -> dict[str, Any] | None:
         return None
 
 
-class Hopeless(Exception):
+class PermanentError(Exception):
     """What goes wrong in a child, and would again in the next one."""
 
 
@@ -159,7 +159,7 @@ def report_failure(run: Callable[[], None], pipe: RecordPipe) -> None:
 
         traceback.print_exc()
         sys.stderr.flush()
-        is_hopeless = isinstance(error, Hopeless)
-        cause = str(error) if is_hopeless else in_words(error)
-        pipe.send({"kind": "failure", "cause": cause[:500], "is_hopeless": is_hopeless})
+        is_permanent = isinstance(error, PermanentError)
+        cause = str(error) if is_permanent else describe_error(error)
+        pipe.send({"kind": "failure", "cause": cause[:500], "is_permanent": is_permanent})
         os._exit(1)

@@ -66,7 +66,7 @@ def exit_code(number: int) -> int:
     return 130 if number == signal.SIGINT else 143
 
 
-def tell(line: str) -> None:
+def write_stderr(line: str) -> None:
     """Write a line to stderr in a signal handler, which may have interrupted a print."""
     with suppress(OSError):
         os.write(2, f"{line}\n".encode())
@@ -131,7 +131,7 @@ class StopSignals:
             os._exit(self.exit_code)
         self.received, self._first = signal.Signals(number), now
         if self._note:
-            tell(self._note)
+            write_stderr(self._note)
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
         """Children have process groups of their own, which the terminal does not stop."""

@@ -112,7 +112,7 @@ class Child:
     failures: int = 0
     steps_at_start: int = 0
     started_at: float = 0.0  # monotonic seconds
-    revive_at: float | None = 0.0  # monotonic seconds; at first at once
+    restart_at: float | None = 0.0  # monotonic seconds; at first at once
     retired: bool = False
 
     @property
@@ -123,7 +123,7 @@ class Child:
     @property
     def due(self) -> bool:
         """Whether it is to be started now."""
-        return self.revive_at is not None and time.monotonic() >= self.revive_at
+        return self.restart_at is not None and time.monotonic() >= self.restart_at
 
     @property
     def name(self) -> str:
@@ -164,25 +164,25 @@ class Child:
         self.process = self.pipe = None
         return code
 
-    def settle(self, code: int, phase: str) -> str:
+    def describe_exit(self, code: int, phase: str) -> str:
         """Settle the `cause` of its death: what is known of it, else how it ended; with details."""
         how = f"{NAMES.get(-code, f'exit {code}')} in {phase}"
         unasked = code == -signal.SIGKILL and not self.cause  # the trainer's kills have a cause
         self.cause = self.cause or how + unasked * ", probably out of memory"
         return f"{self.cause} ({how})"
 
-    def failed(self, progress: int, raised: str, most: int = MAX_FAILURES) -> None:
+    def record_failure(self, progress: int, raised: str, most: int = MAX_FAILURES) -> None:
         """Count a failure: start again at once, then after 0.1 to 10 s; after `most` never.
 
         `progress` is how many steps the incarnation took, `raised` the exception it died of. Where
         one dies twice of the same before its first step, a third would too.
         """
         self.failures = 1 if progress >= PROGRESS_STEPS else self.failures + 1
-        hopeless = bool(raised) and raised == self.raised and not progress
+        is_permanent = bool(raised) and raised == self.raised and not progress
         self.raised = raised
-        self.retired = self.failures > most or hopeless
+        self.retired = self.failures > most or is_permanent
         pause = 0.0 if self.failures == 1 else min(LONGEST_PAUSE_S, 0.025 * 2**self.failures)
-        self.revive_at = None if self.retired else time.monotonic() + pause
+        self.restart_at = None if self.retired else time.monotonic() + pause
 
     def kill(self, number: signal.Signals) -> None:
         """Send a signal to the child's process group, which holds what its environment started."""
@@ -194,7 +194,7 @@ class Child:
             self.process.kill() if number == signal.SIGKILL else self.process.terminate()
 
 
-def why_gone(workers: Iterable[Child]) -> str:
+def failure_summary(workers: Iterable[Child]) -> str:
     """How many were given up, and the cause of the last."""
     workers = list(workers)
     *_, last = gone = [worker for worker in workers if worker.retired]

@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from async_dqn.report.bootstrap import bootstrap_interval, iqm
 from async_dqn.report.grouping import Comparison
 from async_dqn.report.results import FAILED, Cost, RunResult, median, quantity
-from async_dqn.runs.folder import in_words
+from async_dqn.runs.folder import rounded
 
 # Okabe and Ito's palette, without the yellow; lengths that share no factor, so that pairs last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -255,7 +255,7 @@ def _scale(axes: Axes, logarithmic: bool) -> None:
 
 
 def _short(value: float, _: int = 0) -> str:
-    return in_words(value) if value >= 1000 else f"{value:.6g}"
+    return rounded(value) if value >= 1000 else f"{value:.6g}"
 
 
 def _with_notes(figure: Figure, protocol: str, handles: Sequence[Line2D] = ()) -> Figure:

@@ -116,7 +116,7 @@ def _by_environment(
         here = [run for run in runs if run.env == env]
         methods: dict[str, list[RunResult]] = {label: [] for label in planned}
         for label in sorted({run.label for run in here}):
-            for run in _told_apart([run for run in here if run.label == label]):
+            for run in _split_by_settings([run for run in here if run.label == label]):
                 methods.setdefault(run.label, []).append(run)
         goals = {run.threshold for run in here} - {None}
         if threshold is None and len(goals) > 1:
@@ -132,7 +132,7 @@ def _by_environment(
     return comparisons
 
 
-def _told_apart(runs: list[RunResult]) -> list[RunResult]:
+def _split_by_settings(runs: list[RunResult]) -> list[RunResult]:
     """Runs of one label; the settings in which they differ join it."""
     stored = [run.settings for run in runs if "run.seed" in run.settings]
     names = sorted({name for settings in stored for name in settings})

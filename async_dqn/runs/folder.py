@@ -261,10 +261,10 @@ def _steps(path: Path) -> str | None:
     steps = [int(name[1]) for name in names if name]
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         steps.append(int(json.loads((path / "result.json").read_text())["steps"]))
-    return in_words(max(steps)) if steps else None
+    return rounded(max(steps)) if steps else None
 
 
-def in_words(count: float) -> str:
+def rounded(count: float) -> str:
     """A count for people: 950, 50 k, 1.2 M."""
     for unit, size in (("M", 10**6), ("k", 10**3)):
         if count >= size:

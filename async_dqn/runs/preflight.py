@@ -19,7 +19,7 @@ from async_dqn.processes import child_side
 from async_dqn.replay.shard import segment_length
 from async_dqn.runs.checkpoint_format import Checkpoint, of_worker
 from async_dqn.runs.resume import stored_config
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 
 ORDERED = {"x86_64", "amd64", "i686", "i386"}  # processors whose writes are seen in their order
 LEAST_RECORD_BYTES = 4092  # of what a worker reports in one piece: PIPE_BUF of Linux
@@ -32,28 +32,28 @@ WORKER_BYTES = 15 * 10**6
 ATARI_BYTES = 60 * 10**6  # more: emulators, what compiled convolutions keep (Pong: 85 to 100 MB)
 
 
-def check_machine(task: Task, folder: Path) -> None:
+def check_machine(run_spec: RunSpec, folder: Path) -> None:
     """The device, open files, memory, and room where `folder` will be; raises UserError."""
-    check_device(task.config.run.device)
-    if task.config.parallel.mode != "serial" and multiprocessing.current_process().daemon:
+    check_device(run_spec.config.run.device)
+    if run_spec.config.parallel.mode != "serial" and multiprocessing.current_process().daemon:
         raise UserError(
             "a process of multiprocessing.Pool may start no workers; use "
             "concurrent.futures.ProcessPoolExecutor, or mode serial"
         )
-    _check_order_of_writes(task.config.parallel.mode)
-    _check_pipes(task.config.parallel.mode)
-    size, replay = padded_size(task.network()), task.replay_bytes
-    needed = sum(section.bytes for section in task.sections(size)) + replay
-    if task.config.parallel.mode != "serial":
-        workers, players = task.config.parallel.workers, task.most_players
+    _check_order_of_writes(run_spec.config.parallel.mode)
+    _check_pipes(run_spec.config.parallel.mode)
+    size, replay = padded_size(run_spec.network()), run_spec.replay_bytes
+    needed = sum(section.bytes for section in run_spec.sections(size)) + replay
+    if run_spec.config.parallel.mode != "serial":
+        workers, players = run_spec.config.parallel.workers, run_spec.most_players
         _check_files(workers, players)
         _check_tasks(workers, players)
-        needed += (workers + task.players) * _worker_bytes(task, size)
+        needed += (workers + run_spec.players) * _worker_bytes(run_spec, size)
     check_memory(needed)
-    stored = replay if task.config.parallel.mode == "serial" else 0
-    owners = 1 if task.shared_state else task.config.parallel.workers
-    targets = task.target_rule.networks
-    vectors = 1 + targets + owners * task.optimizer().rows  # parameters, target, optimiser
+    stored = replay if run_spec.config.parallel.mode == "serial" else 0
+    owners = 1 if run_spec.shared_state else run_spec.config.parallel.workers
+    targets = run_spec.target_rule.networks
+    vectors = 1 + targets + owners * run_spec.optimizer().rows  # parameters, target, optimiser
     _check_room(folder, CHECKPOINTS * (4 * size * vectors + stored))
 
 
@@ -85,18 +85,20 @@ def check_device(name: str) -> None:
         raise UserError(f"device {show(name)} is not available (found: {found})")
 
 
-def check_tensors(task: Task, found: Checkpoint) -> None:
+def check_tensors(run_spec: RunSpec, found: Checkpoint) -> None:
     """Whether a run can go on from what the checkpoint holds; raises UserError."""
-    net, tensors = task.network(), found.tensors
+    net, tensors = run_spec.network(), found.tensors
     shape = (padded_size(net),)
     workers = stored_config(found).parallel.workers
     try:
         flat_vector(net, tensors.get("model", {}))
         for stem in {"target", *(stem for stem in tensors if stem.startswith("target"))}:
             flat_vector(net, tensors.get(stem, {}))
-        check_named(dict.fromkeys(task.state_names(workers), shape), tensors.get("optimizer", {}))
-        shard = task.replay_shard() if "replay" in tensors else None
-        for worker in range(task.config.parallel.workers if shard is not None else 0):
+        check_named(
+            dict.fromkeys(run_spec.state_names(workers), shape), tensors.get("optimizer", {})
+        )
+        shard = run_spec.replay_shard() if "replay" in tensors else None
+        for worker in range(run_spec.config.parallel.workers if shard is not None else 0):
             own = of_worker(tensors["replay"], worker)
             if own:
                 shard.check_state(own)
@@ -125,17 +127,17 @@ def _check_tasks(workers: int, players: int) -> None:
         )
 
 
-def _worker_bytes(task: Task, size: int) -> int:
+def _worker_bytes(run_spec: RunSpec, size: int) -> int:
     """What a worker needs at the least: its networks, its process, and what a pass of its batch
     keeps, of which the observations and two layers as large are counted (in float32).
     """
-    config, parallel = task.config, task.config.parallel
+    config, parallel = run_spec.config, run_spec.config.parallel
     rows = -(-parallel.envs_per_worker * parallel.rollout_length // parallel.minibatches)
     if config.replay.replay != "none":
-        length = segment_length(task.traits.one_step, parallel.rollout_length)
+        length = segment_length(run_spec.traits.one_step, parallel.rollout_length)
         rows = config.replay.batch_size * length
-    numbers = 3 * size + 3 * rows * math.prod(task.info.observation_shape)
-    return WORKER_BYTES + ATARI_BYTES * task.spec.is_atari + 4 * numbers
+    numbers = 3 * size + 3 * rows * math.prod(run_spec.info.observation_shape)
+    return WORKER_BYTES + ATARI_BYTES * run_spec.spec.is_atari + 4 * numbers
 
 
 def check_memory(needed: int) -> None:

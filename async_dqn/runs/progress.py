@@ -36,7 +36,7 @@ class PlainLines:
         """Print a line when one is due, or `now`."""
         if now or self._clock() >= self._next:
             self._next = self._clock() + PLAIN_SECONDS
-            say(plain_line(status))
+            print_line(plain_line(status))
 
     def close(self) -> None:
         """Nothing to put away."""
@@ -131,7 +131,7 @@ def score(value: float | None) -> str:
     return "-" if value is None else f"{value:.{1 if abs(value) >= 10 else 2}f}"
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line now; that nobody reads it (`| head`, a full disk, a closed stdout) is fine."""
     with contextlib.suppress(OSError, ValueError):
         print(line, flush=True)

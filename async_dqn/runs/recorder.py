@@ -1,7 +1,7 @@
 """The only writer of a run folder, except for the bytes of its checkpoints.
 
 Steps, wall and CPU seconds given to it are cumulative over resumes. A write that fails is dropped,
-counted and warned of once; it never stops training (`metrics.Drops`).
+counted and warned of once; it never stops training (`metrics.BestEffort`).
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from typing import Any
 from async_dqn.config.config import Config
 from async_dqn.runs.durable import replace_file
 from async_dqn.runs.folder import RunFolder
-from async_dqn.runs.progress import Status, display, say, score
+from async_dqn.runs.progress import Status, display, print_line, score
 from async_dqn.runs.versions import git_revision, versions
 from async_dqn.runs.writers import (
     EVALUATIONS_HEADER,
     METRICS_HEADER,
+    BestEffort,
     Board,
-    Drops,
+    CsvTable,
     EventLog,
-    Table,
     finite,
     plain,
 )
@@ -102,10 +102,10 @@ class Recorder:
         self._board: Board | None = None
         self._status = Status(base_step, config.run.steps)
         self._evaluation: dict[str, float] = {}
-        self.drops = Drops(_print_warning)
+        self.drops = BestEffort(_print_warning)
         self._events = EventLog(run.path / "events.jsonl", self.drops)
-        self._metrics = Table(run.path / "metrics.csv", METRICS_HEADER, self.drops, base_step)
-        self._evaluations = Table(
+        self._metrics = CsvTable(run.path / "metrics.csv", METRICS_HEADER, self.drops, base_step)
+        self._evaluations = CsvTable(
             run.path / "evaluations.csv", EVALUATIONS_HEADER, self.drops, base_step
         )
 
@@ -237,7 +237,7 @@ class Recorder:
         self._write_json("result.json", whole)
         if self._display is not None:
             self.drops.attempt(self._display.close)
-            say(_closing_line(whole, self.clock is time.monotonic))
+            print_line(_closing_line(whole, self.clock is time.monotonic))
         results = {f"result/{name}": whole[name] for name in HPARAM_RESULTS}
         self._plot(Board.hparams, self._hparams(), results, whole["steps"] or 0)
 

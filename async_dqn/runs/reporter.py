@@ -10,7 +10,7 @@ from async_dqn.parameters.layout import ENV_ERRORS, FINISHED, SKIPPED, STEPS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.runs.recorder import Recorder
 from async_dqn.workers.records import Evaluation, Statistics
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 
 REPORT_SECONDS = 1.0
 EPISODES = 100  # in the means of training returns and lengths
@@ -22,9 +22,18 @@ class Reporter:
     """Gathers the workers' records and turns them into metrics.csv, TensorBoard and progress."""
 
     def __init__(
-        self, task: Task, store: ParameterStore, recorder: Recorder, callback: Callback | None
+        self,
+        run_spec: RunSpec,
+        store: ParameterStore,
+        recorder: Recorder,
+        callback: Callback | None,
     ):
-        self.task, self.store, self.recorder, self.callback = task, store, recorder, callback
+        self.run_spec, self.store, self.recorder, self.callback = (
+            run_spec,
+            store,
+            recorder,
+            callback,
+        )
         self.steps_per_second = 0.0
         self.worker_speeds: list[float] | None = None  # steps/s, None before the first steps
         self.stop_wanted = False  # by the callback
@@ -33,7 +42,7 @@ class Reporter:
         self._episodes: deque[tuple[float, int]] = deque(maxlen=EPISODES)
         self._last = (recorder.session_s, *self._counts())
         self._reported_step = self.store.steps
-        self._exploration = task.exploration
+        self._exploration = run_spec.exploration
         self._faults_before = store.total(ENV_ERRORS)
         self._fault = ""
         self._final_from: float | None = None
@@ -93,14 +102,14 @@ class Reporter:
 
     def progress(self) -> None:
         """Show how far the run is now."""
-        config, playing = self.task.config, None
+        config, playing = self.run_spec.config, None
         if self._final_from is not None:
             seconds = self.recorder.session_s - self._final_from
             playing = self.store.total(FINISHED), config.evaluation.eval_episodes, seconds
         self.recorder.progress(self.store.steps, config.run.steps, self.steps_per_second, playing)
 
     def _counts(self) -> tuple[int, int, list[int]]:
-        workers = self.store.slots[: self.task.config.parallel.workers, STEPS]
+        workers = self.store.slots[: self.run_spec.config.parallel.workers, STEPS]
         return self.store.steps, self.store.updates, workers.tolist()
 
     def _tags(self, steps: int, updates_per_second: float) -> dict[str, float]:
@@ -109,13 +118,13 @@ class Reporter:
             "rollout/exploration_rate": float(self._exploration.at(steps).mean()),
             "time/fps": self.steps_per_second,
             "time/updates_per_second": updates_per_second,
-            "train/learning_rate": self.task.learning_rate(steps)
+            "train/learning_rate": self.run_spec.learning_rate(steps)
             * self.store.learning_rate_multiplier,
             "async/skipped_updates": self.store.total(SKIPPED),
             "async/env_errors": self.store.total(ENV_ERRORS),
             **statistics.means(),
         }
-        if self.task.config.optimizer.target_sync_steps is not None:
+        if self.run_spec.config.optimizer.target_sync_steps is not None:
             tags["async/target_lag_steps"] = steps - self.store.target.step
         if self._episodes:
             scores, lengths = np.mean(self._episodes, axis=0).tolist()

@@ -18,7 +18,7 @@ import torch
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector, named_tensors
 from async_dqn.parameters.layout import CPU_NS, ENV_ERRORS, EPISODES, SKIPPED, STEPS, UPDATES
-from async_dqn.processes.signals import tell
+from async_dqn.processes.signals import write_stderr
 from async_dqn.runs import checkpoint as checkpoints
 from async_dqn.runs.checkpoint import Checkpoint, Tensors
 from async_dqn.runs.checkpoint_format import target_stem
@@ -28,7 +28,7 @@ from async_dqn.runs.reporter import Callback, Reporter
 from async_dqn.runs.resume import stored_config
 from async_dqn.runs.versions import versions
 from async_dqn.workers.records import Evaluation
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 
 # Counters that cumulate over the sessions of a run, by their names in state.json.
 TOTALS = {
@@ -49,17 +49,17 @@ class Run:
 
     def __init__(
         self,
-        task: Task,
+        run_spec: RunSpec,
         folder: RunFolder,
         recorder: Recorder,
         checkpoint: Checkpoint | None = None,
         callback: Callback | None = None,
     ):
-        torch.manual_seed(task.config.run.seed)
-        self.task, self.folder, self.recorder = task, folder, recorder
-        self.network = FlatNetwork(task.network(), gradient=False)
-        self.block = SharedBlock(task.sections(len(self.network.vector)))
-        self.store = task.plain_store(self.block, len(self.block["slots"]) - 1)
+        torch.manual_seed(run_spec.config.run.seed)
+        self.run_spec, self.folder, self.recorder = run_spec, folder, recorder
+        self.network = FlatNetwork(run_spec.network(), gradient=False)
+        self.block = SharedBlock(run_spec.sections(len(self.network.vector)))
+        self.store = run_spec.plain_store(self.block, len(self.block["slots"]) - 1)
         self.block["multipliers"][:] = 1.0
         self.best: float | None = None
         self.final: Evaluation | None = None
@@ -87,9 +87,9 @@ class Run:
         else:
             self._restore(checkpoint)
         self.begun_with = self.store.theta.clone(), self.store.steps  # parameters and their step
-        self.reporter = Reporter(task, self.store, recorder, callback)
+        self.reporter = Reporter(run_spec, self.store, recorder, callback)
         self._first_update = self.store.updates
-        self._saved = self.store.steps // task.config.run.checkpoint_every
+        self._saved = self.store.steps // run_spec.config.run.checkpoint_every
 
     # What the loop of a mode calls
 
@@ -110,7 +110,7 @@ class Run:
 
     def checkpoint_due(self) -> bool:
         """Whether the step count crossed a multiple of `--checkpoint-every`."""
-        quotient = self.store.steps // self.task.config.run.checkpoint_every
+        quotient = self.store.steps // self.run_spec.config.run.checkpoint_every
         due, self._saved = quotient > self._saved, quotient
         return due
 
@@ -136,7 +136,7 @@ class Run:
             self.best = evaluation.mean
             self._unsaved_best = evaluation.step, snapshot, evaluation
             self._save_best()
-        threshold = self.task.config.evaluation.stop_at_return
+        threshold = self.run_spec.config.evaluation.stop_at_return
         if is_kept and threshold is not None and evaluation.mean >= threshold:
             self.threshold_at = self.threshold_at or (wall_s, evaluation.step)
             self.reached, self._decisive = evaluation, snapshot
@@ -159,7 +159,7 @@ class Run:
     @property
     def overhead_cpu_s(self) -> float:
         """CPU seconds of this session that were no worker's: of evaluations and of the trainer."""
-        evaluating = self.store.slots[self.task.config.parallel.workers : -1, CPU_NS]
+        evaluating = self.store.slots[self.run_spec.config.parallel.workers : -1, CPU_NS]
         return float(evaluating.sum()) / 1e9 + self.recorder.session_cpu_s
 
     def finish(self, status: str | None = None, cause: str | None = None) -> None:
@@ -190,11 +190,11 @@ class Run:
         if self.reached is None:
             return False
         steps = self.reached.episodes * self.reached.mean_length
-        return self.task.info.batched or steps <= FRESH_SHARE * self.store.steps
+        return self.run_spec.info.batched or steps <= FRESH_SHARE * self.store.steps
 
     def abandon(self) -> None:
         """Say what is left when the trainer leaves at once; in a signal handler."""
-        tell(f"error: stopped without saving; last checkpoint {self.last_checkpoint}")
+        write_stderr(f"error: stopped without saving; last checkpoint {self.last_checkpoint}")
 
     # Checkpoints
 
@@ -223,11 +223,11 @@ class Run:
             self._tensors(model),
             self._state(step),
             marks,
-            self.task.config.run.keep_checkpoints,
+            self.run_spec.config.run.keep_checkpoints,
             replace=True,
         )
         self._saves.append((save, marks, evaluation))
-        self._settle(wait=self.task.config.parallel.mode == "serial")
+        self._settle(wait=self.run_spec.config.parallel.mode == "serial")
 
     def _settle(self, wait: bool = False) -> None:
         """Take note of how saves ended: of those that have, or of all."""
@@ -271,7 +271,7 @@ class Run:
     def _named_targets(self) -> Tensors:
         """The networks of the target, each a file of its own."""
         size = len(self.network.vector)
-        kept = torch.zeros(self.task.target_rule.networks * size)
+        kept = torch.zeros(self.run_spec.target_rule.networks * size)
         self.store.target.read(kept)
         net = self.network.net
         return {target_stem(k): named_tensors(net, v) for k, v in enumerate(kept.split(size))}
@@ -281,7 +281,7 @@ class Run:
 
         Of the first `workers` workers (default: all).
         """
-        names = self.task.state_names(workers or self.task.config.parallel.workers)
+        names = self.run_spec.state_names(workers or self.run_spec.config.parallel.workers)
         return dict(zip(names, self.store.states.flatten(0, 1)))
 
     def _state(self, step: int) -> dict[str, Any]:
@@ -300,9 +300,9 @@ class Run:
             "lr_multiplier": self.store.learning_rate_multiplier,
             "best_mean": self.best,
             "threshold_at": self.threshold_at,
-            "config": self.task.config.to_dict(),
-            "env_info": asdict(self.task.info),
-            "architecture": asdict(self.task.architecture),
+            "config": self.run_spec.config.to_dict(),
+            "env_info": asdict(self.run_spec.info),
+            "architecture": asdict(self.run_spec.architecture),
             "versions": versions(),
         }
 
@@ -315,14 +315,16 @@ class Run:
         stored = stored_config(checkpoint)
         for name, row in self._optimizer_rows(stored.parallel.workers).items():
             row.copy_(torch.from_numpy(checkpoint.tensors["optimizer"][name]))
-        stems = [target_stem(k) for k in range(self.task.target_rule.networks)]
+        stems = [target_stem(k) for k in range(self.run_spec.target_rule.networks)]
         targets = [checkpoint.tensors[stem] for stem in stems if stem in checkpoint.tensors]
         targets += targets[-1:] * (len(stems) - len(targets))  # there were fewer
         kept = [flat_vector(net, target) for target in targets]
         self.store.target.publish(torch.cat(kept), state["target_step"])
         for name, word in TOTALS.items():
             self.store.slot[word] = state[name]
-        if stored.optimizer.lr == self.task.config.optimizer.lr:  # a new one holds as it is given
+        if (
+            stored.optimizer.lr == self.run_spec.config.optimizer.lr
+        ):  # a new one holds as it is given
             self.block["multipliers"][0] = state.get("lr_multiplier", 1.0)
             self.rolled_back = self.store.learning_rate_multiplier < 1
         self.best = state["best_mean"]
@@ -338,7 +340,7 @@ class Run:
         return {
             "status": status,
             "steps": steps,
-            "frames": steps * self.task.info.frames_per_step,
+            "frames": steps * self.run_spec.info.frames_per_step,
             "wall_s": self.recorder.wall_s,
             "startup_s": self.startup_s,
             "cpu_s": self.cpu_s,

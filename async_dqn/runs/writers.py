@@ -62,7 +62,7 @@ METRICS_HEADER = ("step", "wall_s", "cpu_s", *GLOBAL_TAGS)
 EVALUATIONS_HEADER = ("step", "wall_s", "cpu_s", "episodes", "mean", "std", "min", "max")
 
 
-class Drops:
+class BestEffort:
     """Runs writes; those that fail are counted, and the first is reported to `warn`."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -101,7 +101,7 @@ def plain(value: Any) -> Any:
 class EventLog:
     """events.jsonl: one JSON object per line; `time` is in seconds since the epoch."""
 
-    def __init__(self, path: Path, drops: Drops) -> None:
+    def __init__(self, path: Path, drops: BestEffort) -> None:
         self._drops = drops
         self._lines: Lines | None = drops.attempt(Lines, path)
 
@@ -126,10 +126,12 @@ class EventLog:
             self._lines.close()
 
 
-class Table:
+class CsvTable:
     """A CSV file with a fixed header whose first column is the global step."""
 
-    def __init__(self, path: Path, header: Sequence[str], drops: Drops, up_to: int = 0) -> None:
+    def __init__(
+        self, path: Path, header: Sequence[str], drops: BestEffort, up_to: int = 0
+    ) -> None:
         """Open for appending after step `up_to`; later rows of a former attempt are dropped."""
         self._header, self._drops = header, drops
         self._lines: Lines | None = drops.attempt(self._open, path, up_to)

@@ -19,8 +19,8 @@ from async_dqn.parameters.store import ParameterStore
 from async_dqn.training.clock import LOST_VALUES, Times
 from async_dqn.workers.crew import Crew
 from async_dqn.workers.learner import Learner
-from async_dqn.workers.player import Player
-from async_dqn.workers.task import Task
+from async_dqn.workers.player import EpisodeRunner
+from async_dqn.workers.run_spec import RunSpec
 
 WARM_UP_S, MEASURE_S = 0.5, 1.5
 LEAST_UPDATES, BLOCKS = 10, 20
@@ -32,8 +32,8 @@ NORMAL_QUARTILES = 1.349  # between the quartiles of a normal distribution, in s
 class TimedLearner(Learner):
     """A learner that notes what its parts cost: seconds by the names of `Times` in `spent`."""
 
-    def __init__(self, task: Task, store: ParameterStore, index: int):
-        super().__init__(task, store, index)
+    def __init__(self, run_spec: RunSpec, store: ParameterStore, index: int):
+        super().__init__(run_spec, store, index)
         self.restart()
 
     def restart(self) -> None:
@@ -44,7 +44,7 @@ class TimedLearner(Learner):
     def update(self, budget: int) -> None:
         """As any learner's; each part lasts from the end of the part before it."""
         begun = self._since = time.perf_counter()
-        for _ in self.phases(budget):
+        for _ in self.update_steps(budget):
             self._end_of("gradient_s")
         self.spent["update_s"].append(time.perf_counter() - begun)
 
@@ -71,28 +71,28 @@ class TimedLearner(Learner):
         self._end_of("push_s")
 
 
-def measure(task: Task, seconds: float = MEASURE_S) -> Times:
-    """Time one learner of `task` for `seconds` after a warm-up, and this machine's memory."""
+def measure(run_spec: RunSpec, seconds: float = MEASURE_S) -> Times:
+    """Time one learner of `run_spec` for `seconds` after a warm-up, and this machine's memory."""
     # Where there is replay, what counts is an update that draws from it.
-    task = replace(task, config=task.config.with_settings({"replay_start": 1}))
-    network = FlatNetwork(task.network(), gradient=False)
-    block = SharedBlock(task.sections(len(network.vector)))
+    run_spec = replace(run_spec, config=run_spec.config.with_settings({"replay_start": 1}))
+    network = FlatNetwork(run_spec.network(), gradient=False)
+    block = SharedBlock(run_spec.sections(len(network.vector)))
     block["multipliers"][:] = 1.0
-    store = task.plain_store(block, 0)
+    store = run_spec.plain_store(block, 0)
     store.theta.copy_(network.vector)
     store.sync_target(0)
-    learner = TimedLearner(task, store, 0)
+    learner = TimedLearner(run_spec, store, 0)
     try:
         learner.reset(0)
         for period in (min(WARM_UP_S, seconds), seconds):
             learner.restart()
             end = time.monotonic() + period
             while time.monotonic() < end or len(learner.spent["update_s"]) < LEAST_UPDATES:
-                learner.update(task.config.run.steps)
+                learner.update(run_spec.config.run.steps)
                 learner.clear()
     finally:
         learner.envs.close()
-    play_s, play_row_s = _playing(task, network)
+    play_s, play_row_s = _playing(run_spec, network)
     updates = learner.spent.pop("update_s")
     low, middle, high = np.quantile(updates, (0.25, 0.5, 0.75))
     return Times(
@@ -105,11 +105,11 @@ def measure(task: Task, seconds: float = MEASURE_S) -> Times:
     )
 
 
-def _playing(task: Task, network: FlatNetwork) -> tuple[float, float]:
+def _playing(run_spec: RunSpec, network: FlatNetwork) -> tuple[float, float]:
     """Seconds of one step of any number of evaluation environments, and of each of them."""
     means = []
     for episodes in FEW, MANY:
-        crew = Crew(Player(task, network, episodes))
+        crew = Crew(EpisodeRunner(run_spec, network, episodes))
         crew.begin(crew.player.screening)
         since, spent = time.perf_counter(), []
         for stepped in islice(crew.play(crew.player.total), PLAYED_STEPS):

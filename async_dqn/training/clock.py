@@ -84,7 +84,7 @@ class VirtualClock:
         return self.now
 
 
-class SharedMemory:
+class MemoryBus:
     """Memory of limited bandwidth [bytes/s] that serves transfers one after another."""
 
     def __init__(self, bandwidth: float) -> None:

@@ -51,7 +51,7 @@ def _last_good(run: Run) -> tuple[torch.Tensor, int]:
     store, vector = run.store, torch.zeros_like(run.store.theta)
     read = store.snapshot.read(vector)
     # Without a target network what stands in its place is from the start of the whole run.
-    if read is None and run.task.config.optimizer.target_sync_steps is None:
+    if read is None and run.run_spec.config.optimizer.target_sync_steps is None:
         return run.begun_with
     _, step = read or store.target.read(vector)  # (sequence, step)
     return vector, step

@@ -28,14 +28,16 @@ class SerialTrainer:
 
     def __init__(self, run: Run):
         self.run_, self.store = run, run.store
-        config = run.task.config
+        config = run.run_spec.config
         self.budget = config.run.steps
         self.eval_every = config.evaluation.eval_every
         self.learners = [
-            self.learner_kind(run.task, self.store_kind(run.block, run.task.optimizer(), w), w)
+            self.learner_kind(
+                run.run_spec, self.store_kind(run.block, run.run_spec.optimizer(), w), w
+            )
             for w in range(config.parallel.workers)
         ]
-        self.evaluator = self.evaluator_kind(run.task, run.store, run.best)
+        self.evaluator = self.evaluator_kind(run.run_spec, run.store, run.best)
         if self.learners[0].shard is not None:
             self._restore_replay(run.stored_replay)
             run.replay_arrays = self._replay_arrays

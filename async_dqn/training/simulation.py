@@ -23,34 +23,34 @@ from async_dqn.runs.durable import replace_file
 from async_dqn.runs.reporter import REPORT_SECONDS
 from async_dqn.runs.run import Run
 from async_dqn.training.calibration import measure
-from async_dqn.training.clock import MODEL, SharedMemory, Times, VirtualClock, spread
+from async_dqn.training.clock import MODEL, MemoryBus, Times, VirtualClock, spread
 from async_dqn.training.serial import SerialTrainer, exhaust
 from async_dqn.workers.evaluator import Evaluator
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.records import Evaluation
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 
 # What happens at a virtual moment; at the same moment in this order, then by worker.
 SCORE, STEP, READY, PUSH, TARGET, PULL = range(6)
-NOBODY = -1  # the evaluator
-JITTER, LOSSES = 1000, 1001  # branches of the run's seed, far from those of `task`
+NO_WORKER = -1  # the evaluator
+JITTER, LOSSES = 1000, 1001  # branches of the run's seed, far from those of `run_spec`
 LINE = 16  # floats that are lost together
 
 
 class SimulatedLearner(Learner):
     """A learner whose vector steps are counted later, when virtual time has come to them."""
 
-    def __init__(self, task: Task, store, index: int):
-        super().__init__(task, store, index)
+    def __init__(self, run_spec: RunSpec, store, index: int):
+        super().__init__(run_spec, store, index)
         self.uncounted: deque[int] = deque()  # transitions of each vector step
         self.has_gradient = False
 
     def begin(self, budget: int) -> None:
         """Pull, collect at most `budget` steps and compute the first gradient."""
-        self._running = self.phases(budget)
-        self.go_on()
+        self._running = self.update_steps(budget)
+        self.resume_update()
 
-    def go_on(self) -> bool:
+    def resume_update(self) -> bool:
         """Push; then pull and compute the next gradient, or say False: the rollout is used up."""
         self.has_gradient = False
         return next(self._running, False) is None
@@ -92,11 +92,11 @@ class LossyStore(ParameterStore):
 class SimulatedEvaluator(Evaluator):
     """An evaluator that adds up what its episodes take in virtual time, and in CPU time."""
 
-    def __init__(self, task: Task, store: ParameterStore, best: float | None):
-        super().__init__(task, store, best)
+    def __init__(self, run_spec: RunSpec, store: ParameterStore, best: float | None):
+        super().__init__(run_spec, store, best)
         self.taken_s = self._cpu_s = 0.0
-        workers = task.config.parallel.workers
-        self._processes = 1 if task.info.batched else evaluation_processes(workers, workers)
+        workers = run_spec.config.parallel.workers
+        self._processes = 1 if run_spec.info.batched else evaluation_processes(workers, workers)
 
     def attach(self, times: Times, clock: VirtualClock) -> None:
         """Take this long, and count by this clock."""
@@ -118,12 +118,12 @@ class SimulatedEvaluator(Evaluator):
             yield stepped
 
     @property
-    def spent(self) -> float:
+    def cpu_spent_s(self) -> float:
         return self._cpu_s
 
     @property
-    def all_spent(self) -> float:
-        return self.task.config.parallel.workers * self._clock.now + self._cpu_s
+    def all_cpu_spent_s(self) -> float:
+        return self.run_spec.config.parallel.workers * self._clock.now + self._cpu_s
 
 
 class SimulationTrainer(SerialTrainer):
@@ -133,12 +133,12 @@ class SimulationTrainer(SerialTrainer):
 
     def __init__(self, run: Run):
         torch.set_num_threads(1)
-        parallel, optimizer = run.task.config.parallel, run.task.optimizer()
+        parallel, optimizer = run.run_spec.config.parallel, run.run_spec.optimizer()
         given = parallel.simulate_times
-        self.times = Times.read(given) if given is not None else measure(run.task)
+        self.times = Times.read(given) if given is not None else measure(run.run_spec)
         super().__init__(run)
         self.clock: VirtualClock = run.recorder.clock
-        self.memory = SharedMemory(self.times.bandwidth)
+        self.memory = MemoryBus(self.times.bandwidth)
         self.pull_bytes = 4 * len(run.store.theta)
         vectors = 1 + optimizer.rows * optimizer.shared  # each is read and written
         self.push_bytes = 2 * self.pull_bytes * vectors
@@ -150,8 +150,8 @@ class SimulationTrainer(SerialTrainer):
         self.score: Evaluation | None = None  # that is coming
         self.is_evaluating = False
         self.evaluator.attach(self.times, self.clock)
-        self._jitter = run.task.generator(JITTER)
-        losses = run.task.generator(LOSSES)
+        self._jitter = run.run_spec.generator(JITTER)
+        losses = run.run_spec.generator(LOSSES)
         for learner in self.learners:
             learner.store.attach(losses)
         self.clock.now += parallel.simulate_startup
@@ -166,7 +166,7 @@ class SimulationTrainer(SerialTrainer):
         return super().run()
 
     def _write_model(self) -> None:
-        parallel, recorder = self.run_.task.config.parallel, self.run_.recorder
+        parallel, recorder = self.run_.run_spec.config.parallel, self.run_.recorder
         model = {
             "workers": parallel.workers,
             "model": MODEL,
@@ -176,7 +176,7 @@ class SimulationTrainer(SerialTrainer):
         }
         path, text = self.run_.folder.path / "simulation.json", json.dumps(model, indent=2)
         recorder.drops.attempt(replace_file, path, f"{text}\n".encode())
-        if not self.run_.task.config.run.quiet:
+        if not self.run_.run_spec.config.run.quiet:
             times = ", ".join(f"{name}={value:.3g}" for name, value in asdict(self.times).items())
             print(
                 f"simulated    {parallel.workers} workers, all seconds are simulated: {times}",
@@ -229,7 +229,7 @@ class SimulationTrainer(SerialTrainer):
         learner.slot[STEPS] += learner.uncounted.popleft()
         if self.store.target_due and not self.sync_is_coming:
             self.sync_is_coming = True
-            self._plan(self.clock.now + self.times.target_delay_s, TARGET, NOBODY)
+            self._plan(self.clock.now + self.times.target_delay_s, TARGET, NO_WORKER)
         self._look()
 
     def _ready(self, worker: int) -> None:
@@ -247,7 +247,7 @@ class SimulationTrainer(SerialTrainer):
         others = self.pushing.pop(worker, 0)
         share = min(1.0, self.times.lost_values / len(self.store.theta))
         learner.store.lost = 1 - (1 - share) ** others
-        if learner.go_on():  # another update on the same rollout
+        if learner.resume_update():  # another update on the same rollout
             self._spend(worker)
         else:
             self._plan(self.clock.now, PULL, worker)
@@ -265,10 +265,10 @@ class SimulationTrainer(SerialTrainer):
         """Begin an evaluation if one is due, and the last one is done and paid for."""
         steps = self.store.steps
         due = steps // self.eval_every > self.evaluated and steps < self.budget
-        if due and not self.is_evaluating and self.evaluator.affordable():
+        if due and not self.is_evaluating and self.evaluator.within_budget():
             self.evaluated = steps // self.eval_every
             self.is_evaluating, self.score = True, exhaust(self.evaluator.evaluate())
-            self._plan(self.clock.now + self.evaluator.taken_s, SCORE, NOBODY)
+            self._plan(self.clock.now + self.evaluator.taken_s, SCORE, NO_WORKER)
 
     def _end_evaluation(self, worker: int) -> None:
         self.is_evaluating = False

@@ -18,7 +18,7 @@ from async_dqn.parameters.layout import (
     EVALUATOR_ORDER,
     FINISH,
     HEARTBEAT_NS,
-    KEPT_UP,
+    LAST_PROGRESS_STEP,
     PHASE,
     PHASES,
     PID,
@@ -29,17 +29,17 @@ from async_dqn.parameters.layout import (
     WORKERS_STOP,
 )
 from async_dqn.processes import spawn
-from async_dqn.processes.child_side import Lifeline
+from async_dqn.processes.child_side import ParentIdentity
 from async_dqn.processes.heartbeats import Heartbeats
 from async_dqn.processes.signals import STOPPING, StopSignals
-from async_dqn.processes.spawn import MAX_FAILURES, Child, why_gone
+from async_dqn.processes.spawn import MAX_FAILURES, Child, failure_summary
 from async_dqn.runs.run import STOPPED, Run
 from async_dqn.training.divergence import has_diverged, roll_back
 from async_dqn.training.leases import grant, share
 from async_dqn.workers.crew import run_player
 from async_dqn.workers.evaluator import run_evaluator
 from async_dqn.workers.records import Evaluation
-from async_dqn.workers.task import ChildStart
+from async_dqn.workers.run_spec import ProcessArgs
 from async_dqn.workers.worker import run_worker
 
 GRACE_SECONDS = 2.0  # for the stop word, then for SIGTERM
@@ -56,13 +56,13 @@ class Supervisor:
     def __init__(self, run: Run):
         self.run_ = run
         self.store, self.block = run.store, run.block
-        parallel = run.task.config.parallel
+        parallel = run.run_spec.config.parallel
         self.workers = [Child("worker", w, w) for w in range(parallel.workers)]
         self.evaluator = Child("evaluator", parallel.workers)
         self.players: list[Child] = []
-        self.budget = run.task.config.run.steps
+        self.budget = run.run_spec.config.run.steps
         self.rollout_steps = parallel.envs_per_worker * parallel.rollout_length
-        self.lifeline = Lifeline.here()
+        self.parent = ParentIdentity.here()
         self.together = parallel.mode == "sync"
         self.actors = parallel.actors
         self.board_due = True
@@ -79,7 +79,7 @@ class Supervisor:
         """Train until the budget, the threshold or a signal ends it."""
         with StopSignals(self._abandon, self._signal_all, STOPPING) as self.signals:
             try:
-                self._call_players(self.run_.task.players)
+                self._call_players(self.run_.run_spec.players)
                 while not self._over():
                     self._turn()
                 self.store.control[WORKERS_STOP] = 1
@@ -103,7 +103,7 @@ class Supervisor:
         if self.store.steps >= self.budget or self.run_.reached:
             self.run_.finish()
             return 0
-        self.run_.finish(STOPPED, cause=why_gone(self.workers))
+        self.run_.finish(STOPPED, cause=failure_summary(self.workers))
         return STOPPED_RESUMABLE
 
     def _over(self) -> bool:
@@ -120,12 +120,12 @@ class Supervisor:
     def _start(self, child: Child) -> None:
         child.incarnation += 1
         child.steps_at_start = self._progress(child)
-        child.cause, child.revive_at = "", None
+        child.cause, child.restart_at = "", None
         child.pipe, child_end = spawn.context().Pipe(duplex=False)
-        start = ChildStart(
-            task=self.run_.task,
+        start = ProcessArgs(
+            run_spec=self.run_.run_spec,
             block=self.block,
-            lifeline=self.lifeline,
+            parent=self.parent,
             pipe=child_end,
             index=child.index,
             incarnation=self.run_.first_incarnation + child.incarnation,
@@ -149,34 +149,36 @@ class Supervisor:
         for number in range(len(self.players) + 1, count + 1):
             self.players.append(Child("player", self.evaluator.index + number, number))
 
-    def _bury(self, child: Child) -> None:
+    def _on_child_death(self, child: Child) -> None:
         """A child died before its time: say why, and restart it after a pause."""
         phase, pid = self._phase(child), child.process.pid
         code = child.reap()
         if child is self.evaluator and code == 0 and self.store.control[EVALUATOR_ORDER] != RUN:
             return  # it has done what it was told
-        stillborn = not child.incarnation and self.store.slots[child.index, PID] != pid
-        if stillborn and code > 0 and not child.cause and child.role != "player":
+        died_on_start = not child.incarnation and self.store.slots[child.index, PID] != pid
+        if died_on_start and code > 0 and not child.cause and child.role != "player":
             raise UserError(
                 f"{child.name} could not start (exit {code}); start the trainer under "
                 'if __name__ == "__main__": (see the README)'
             )
         raised = child.cause if code == 1 else ""
-        self._event("death", child, pid=pid, cause=child.settle(code, phase))
+        self._event("death", child, pid=pid, cause=child.describe_exit(code, phase))
         progress = self._progress(child) - child.steps_at_start
         most = self.max_failures if child.role == "worker" else MAX_FAILURES
-        child.failed(progress, raised, most)
+        child.record_failure(progress, raised, most)
         if child.retired:
             if child.role == "worker":  # its lease goes back: the steps it will never take
                 self.run_.retired += 1
-                self.block["limits"][child.index] = self.store.slots[child.index, STEPS]
+                self.block["lease_limits"][child.index] = self.store.slots[child.index, STEPS]
             self.run_.recorder.warn(f"{child.name} {child.failed_often}, given up ({child.cause})")
             return
         often = f"restarting {child.failures} of {MAX_FAILURES}"
         self.run_.recorder.warn(f"{child.name} died ({child.cause}), {often}")
 
     def _progress(self, child: Child) -> int:
-        return int(self.store.slots[child.index, STEPS if child.role == "worker" else KEPT_UP])
+        return int(
+            self.store.slots[child.index, STEPS if child.role == "worker" else LAST_PROGRESS_STEP]
+        )
 
     def _phase(self, child: Child) -> str:
         return PHASES[int(self.store.slots[child.index, PHASE])]
@@ -196,7 +198,7 @@ class Supervisor:
         roll_back(self.run_, allowed=not self.together)
         self.store.control[WORKERS_STOP] = 0
         for child in self.children:
-            child.revive_at = None if child.retired else 0.0
+            child.restart_at = None if child.retired else 0.0
 
     # The loop
 
@@ -240,7 +242,7 @@ class Supervisor:
         # Who was killed, a negative code, is why another could not go on.
         for child in sorted(dead, key=lambda child: child.process.exitcode):
             self._drain(child)
-            self._bury(child) if bury else child.reap()
+            self._on_child_death(child) if bury else child.reap()
 
     def _drain(self, child: Child) -> None:
         for record in child.records():
@@ -250,7 +252,7 @@ class Supervisor:
         kind = record.pop("kind", None)
         if kind == "failure":
             child.cause = record["cause"]
-            if record["is_hopeless"] and not child.incarnation and child.role != "player":
+            if record["is_permanent"] and not child.incarnation and child.role != "player":
                 raise UserError(f"{child.name} {child.cause}; make the environment the same twice")
         elif kind == "warning":
             self.run_.recorder.warn(record["text"])
@@ -262,14 +264,14 @@ class Supervisor:
 
     def _grant(self) -> None:
         """Hand out budget; none until the target network has its keeper, or that has failed."""
-        keeper, none = self.evaluator, self.run_.task.config.optimizer.target_sync_steps is None
+        keeper, none = self.evaluator, self.run_.run_spec.config.optimizer.target_sync_steps is None
         if none or keeper.incarnation > 0 or self.store.slots[keeper.index, HEARTBEAT_NS]:
             self._hand_out()
 
     def _hand_out(self) -> None:
         if self.together:  # who waits for each other gets the budget at once, in equal parts
             if not self.store.control[SHARED_OUT]:
-                share(self.block["limits"][: self.actors], self.budget - self.store.steps)
+                share(self.block["lease_limits"][: self.actors], self.budget - self.store.steps)
                 self.store.control[SHARED_OUT] = 1
             return
         counted = self.store.slots[: len(self.workers), STEPS]
@@ -277,7 +279,7 @@ class Supervisor:
         speeds = self.run_.reporter.worker_speeds
         # Who has not been started would only keep steps from those who wait for some.
         idle = [w.index for w in self.workers if w.retired or w.incarnation < 0]
-        grant(self.block["limits"], counted, budget, self.rollout_steps, speeds, idle)
+        grant(self.block["lease_limits"], counted, budget, self.rollout_steps, speeds, idle)
 
     # The end
 
@@ -286,7 +288,7 @@ class Supervisor:
         children = list(children)
         for number in (None, signal.SIGTERM, signal.SIGKILL):
             for child in children:
-                child.revive_at = None
+                child.restart_at = None
                 if number is not None:
                     child.kill(number)
             deadline = time.monotonic() + GRACE_SECONDS
@@ -299,13 +301,13 @@ class Supervisor:
         self.run_.reporter.begin_final()
         begun = time.monotonic()
         while not self.signals.received and not self.run_.final_evaluated:
-            if not self.evaluator.alive and self.evaluator.revive_at is None:
+            if not self.evaluator.alive and self.evaluator.restart_at is None:
                 return
             self._wait(SHORT_TICK_SECONDS)
             self._kill_hung()
             self._start_due()
             if time.monotonic() > begun + CALL_AFTER_S:  # the cores are free now
-                self._call_players(self.run_.task.most_players)
+                self._call_players(self.run_.run_spec.most_players)
             self.run_.turn()
 
     def _abandon(self) -> None:

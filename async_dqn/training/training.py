@@ -20,7 +20,7 @@ import numpy as np
 from async_dqn.algorithms.exploration import schedule
 from async_dqn.config.config import Config, UserError, usable_cores
 from async_dqn.config.extension import find, plain_name, traits_of
-from async_dqn.config.fields import in_words, is_foreign
+from async_dqn.config.fields import describe_error, is_foreign
 from async_dqn.config.rules import check_combination
 from async_dqn.envs import make
 from async_dqn.envs.make import EnvInfo, EnvSpec
@@ -31,7 +31,7 @@ from async_dqn.processes.signals import time_limit
 from async_dqn.replay.shard import least_capacity, segment_length
 from async_dqn.runs import checkpoint
 from async_dqn.runs.folder import RunFolder, check_new_run, env_folder
-from async_dqn.runs.progress import say
+from async_dqn.runs.progress import print_line
 from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.resume import resumed
 from async_dqn.training.clock import Times, VirtualClock
@@ -39,7 +39,7 @@ from async_dqn.training.clock import Times, VirtualClock
 if TYPE_CHECKING:
     from async_dqn.runs.reporter import Callback
     from async_dqn.runs.run import Run
-    from async_dqn.workers.task import Task
+    from async_dqn.workers.run_spec import RunSpec
 
 COLUMNS, NO_BREAK = 100, "\N{NO-BREAK SPACE}"  # of what is said at the start
 ALWAYS_SAID = {"env", "algorithm", "mode", "steps", "seed"}
@@ -87,7 +87,7 @@ def train(
     with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
         info = make.probe(spec)
     _check_replay(config)
-    task = _task(config, spec, info, own, origin)
+    run_spec = _task(config, spec, info, own, origin)
     from async_dqn.runs.run import Run  # torch: late, as it is slow
 
     folder = _folder(config, spec, origin)
@@ -95,9 +95,9 @@ def train(
         folder,
         contextlib.closing(_recorder(folder, config, info, origin, in_own_process)) as recorder,
     ):
-        _announce(task, folder, notes)
+        _announce(run_spec, folder, notes)
         try:
-            run = Run(task, folder, recorder, origin, callback)
+            run = Run(run_spec, folder, recorder, origin, callback)
             recorder.start()
             with run.writer:
                 code = (trainer or trainer_of)(run).run()
@@ -118,22 +118,22 @@ def _task(
     info: EnvInfo,
     own: dict[str, Any],
     origin: checkpoint.Checkpoint | None,
-) -> "Task":
-    """The task of the run, once all is checked: the user's code, the machine, the checkpoint."""
+) -> "RunSpec":
+    """What the run is, once all is checked: the user's code, the machine, the checkpoint."""
     structure = architecture.choose(config, info)
     from async_dqn.runs.preflight import check_machine, check_tensors
-    from async_dqn.workers.task import Task, as_found
+    from async_dqn.workers.run_spec import RunSpec, as_found
 
-    task = Task(config, spec, info, structure, own)
+    run_spec = RunSpec(config, spec, info, structure, own)
     if own:
         from async_dqn.workers.trial import try_out
 
         with as_found():
-            try_out(task)
-    check_machine(task, Path(config.run.runs_dir) if origin is None else origin.path)
+            try_out(run_spec)
+    check_machine(run_spec, Path(config.run.runs_dir) if origin is None else origin.path)
     if origin is not None:
-        check_tensors(task, origin)
-    return task
+        check_tensors(run_spec, origin)
+    return run_spec
 
 
 def _settled(
@@ -200,7 +200,7 @@ def failed(folder: RunFolder, recorder: Recorder, error: Exception) -> RunFailed
     """Write down that the run failed, and return the error to raise, in one line."""
     log = folder.logs / "supervisor.log"
     log.write_text(traceback.format_exc())
-    cause = in_words(error)
+    cause = describe_error(error)
     recorder.event("stop", cause=cause)
     recorder.result({"status": "failed", "wall_s": recorder.wall_s})
     return RunFailed(f"the run failed ({cause}); see {log}")
@@ -208,11 +208,11 @@ def failed(folder: RunFolder, recorder: Recorder, error: Exception) -> RunFailed
 
 def trainer_of(run: "Run") -> Any:
     """What drives a run of its mode."""
-    if run.task.config.parallel.simulate_workers is not None:
+    if run.run_spec.config.parallel.simulate_workers is not None:
         from async_dqn.training.simulation import SimulationTrainer
 
         return SimulationTrainer(run)
-    if run.task.config.parallel.mode == "serial":
+    if run.run_spec.config.parallel.mode == "serial":
         from async_dqn.training.serial import SerialTrainer
 
         return SerialTrainer(run)
@@ -234,14 +234,14 @@ def _recorder(
     return Recorder(folder, config, asdict(info), step, wall_s, console, in_own_process, clock)
 
 
-def _announce(task: "Task", folder: RunFolder, notes: list[str]) -> None:
+def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str]) -> None:
     """Print the resolved settings, who explores how much, and where the results go."""
-    config, info = task.config, task.info
+    config, info = run_spec.config, run_spec.info
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if config.run.quiet:
         return
-    _say("settings", *_settings(task), "others as by default (all are in config.json)")
+    _say("settings", *_settings(run_spec), "others as by default (all are in config.json)")
     _say("workers", *_sharing(config))
     _say(*_exploration(config))
     if info.peak is not None:
@@ -250,14 +250,17 @@ def _announce(task: "Task", folder: RunFolder, notes: list[str]) -> None:
     if info.actions is not None:
         _say("actions", f"{info.num_actions}, each one of {info.actions}")
     limit = info.max_episode_steps
-    if task.spec.max_episode_steps is None and limit == DEFAULT_MAX_EPISODE_STEPS:
+    if run_spec.spec.max_episode_steps is None and limit == DEFAULT_MAX_EPISODE_STEPS:
         _say("episodes", f"cut after {limit:,} steps", "in scores too; or --max-episode-steps N")
     replay, parallel = config.replay, config.parallel
     if replay.replay != "none":
-        capacity, megabytes = replay.replay_capacity // parallel.workers, task.replay_bytes / 1e6
+        capacity, megabytes = (
+            replay.replay_capacity // parallel.workers,
+            run_spec.replay_bytes / 1e6,
+        )
         size = f"{parallel.workers} shards of {capacity} steps"
         _say("replay", size, f"{megabytes:.0f} MB; learning begins at step {replay.replay_start}")
-    say(f"run folder   {folder}")
+    print_line(f"run folder   {folder}")
 
 
 def _say(label: str, *items: str) -> None:
@@ -267,14 +270,14 @@ def _say(label: str, *items: str) -> None:
     lines = textwrap.fill(
         whole, COLUMNS, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False
     )
-    say(lines.replace(NO_BREAK, " "))
+    print_line(lines.replace(NO_BREAK, " "))
 
 
-def _settings(task: "Task") -> list[str]:
+def _settings(run_spec: "RunSpec") -> list[str]:
     """The settings that matter most, those that are not the defaults, and what holds for those
     that were left open."""
-    config, defaults = task.config, Config().by_name()
-    limit, network = task.info.max_episode_steps, task.architecture.network
+    config, defaults = run_spec.config, Config().by_name()
+    limit, network = run_spec.info.max_episode_steps, run_spec.architecture.network
     now = config.by_name() | {"max_episode_steps": limit, "network": network}
     if config.parallel.mode != "serial":
         now["hang_timeout"] = config.parallel.patience_s

@@ -18,7 +18,7 @@ from async_dqn.parameters.layout import (
     EVALUATING,
     EVALUATOR_ORDER,
     INCARNATION,
-    KEPT_UP,
+    LAST_PROGRESS_STEP,
     PHASE,
     PID,
     QUIT,
@@ -27,9 +27,9 @@ from async_dqn.parameters.layout import (
     WAITING,
 )
 from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
-from async_dqn.workers.player import Player, TooManyBreaks
+from async_dqn.workers.player import EpisodeRunner, TooManyBreaks
+from async_dqn.workers.run_spec import ProcessArgs
 from async_dqn.workers.seats import UNPLAYABLE, OwnSeats, Played, Seats
-from async_dqn.workers.task import ChildStart
 
 LEAST_SHARE = 5  # episodes a process plays together: one by one they take twice the CPU time
 PAUSE_S, LONG_PAUSE_S = 0.001, 0.02  # of a player without an episode, without an evaluation
@@ -38,7 +38,7 @@ PAUSE_S, LONG_PAUSE_S = 0.001, 0.02  # of a player without an episode, without a
 class Crew:
     """Plays the episodes of one evaluation after another; `seats` are those of other players."""
 
-    def __init__(self, player: Player, seats: Seats | None = None):
+    def __init__(self, player: EpisodeRunner, seats: Seats | None = None):
         self.player, self._seats = player, seats
 
     def begin(self, first: int = 0, sequence: int = 0, hurry: bool = False) -> None:
@@ -145,11 +145,11 @@ class Crew:
             self._whole += 1
 
 
-def run_player(start: ChildStart) -> None:
+def run_player(start: ProcessArgs) -> None:
     """Entry point of a player process."""
-    enter_child(start.title, start.lifeline, start.log)
+    enter_child(start.title, start.parent, start.log)
     pipe = RecordPipe(start.pipe)
-    start.task.seed_globals(start.index, start.incarnation)
+    start.run_spec.seed_globals(start.index, start.incarnation)
 
     def work() -> None:
         loop = PlayerLoop(start)
@@ -162,16 +162,16 @@ def run_player(start: ChildStart) -> None:
 class PlayerLoop:
     """Plays what the evaluator orders, until the trainer tells the evaluator to quit."""
 
-    def __init__(self, start: ChildStart):
+    def __init__(self, start: ProcessArgs):
         torch.set_num_threads(1)
-        self.store = start.task.plain_store(start.block, start.index)
+        self.store = start.run_spec.plain_store(start.block, start.index)
         self.slot, self._cpu_before = self.store.slot, int(self.store.slot[CPU_NS])
         self.slot[PID], self.slot[INCARNATION] = os.getpid(), start.incarnation
         self.slot[PHASE] = STARTING
         players = len(start.block["seats"])
         self.seats = OwnSeats(self.store, start.index - (len(self.store.slots) - 1 - players))
-        self.network = FlatNetwork(start.task.network(), gradient=False)
-        self.player = Player(start.task, self.network, alive=self.store.beat)
+        self.network = FlatNetwork(start.run_spec.network(), gradient=False)
+        self.player = EpisodeRunner(start.run_spec, self.network, alive=self.store.beat)
         self._loaded = 0
         self.player.prepare()
         self.slot[STARTUP_NS] += time.process_time_ns()
@@ -205,7 +205,7 @@ class PlayerLoop:
                 self._beat(EVALUATING)
                 for played in finished:
                     self.seats.put(played)
-                    self.slot[KEPT_UP] = self.store.steps
+                    self.slot[LAST_PROGRESS_STEP] = self.store.steps
                 if self.seats.wanted != sequence or self._leaving:
                     return
         except TooManyBreaks:

@@ -25,7 +25,7 @@ from async_dqn.parameters.layout import (
     FINISH,
     FINISHED,
     INCARNATION,
-    KEPT_UP,
+    LAST_PROGRESS_STEP,
     PHASE,
     PID,
     PLAYING,
@@ -37,11 +37,11 @@ from async_dqn.parameters.layout import (
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
 from async_dqn.workers.crew import Crew
-from async_dqn.workers.player import Player
+from async_dqn.workers.player import EpisodeRunner
 from async_dqn.workers.records import Evaluation
+from async_dqn.workers.run_spec import ProcessArgs, RunSpec
 from async_dqn.workers.seats import Played, Seats
 from async_dqn.workers.sequential import falls_short
-from async_dqn.workers.task import ChildStart, Task
 
 # An evaluation starts only while the evaluator's CPU time is below this share of the run's: half of
 # it and a second at first, as starting a short run has its cost too. While a threshold is wanted,
@@ -55,13 +55,13 @@ LATE_S = 30.0  # an evaluation is put off so long before it is told
 class Evaluator:
     """Decides what a snapshot is worth."""
 
-    def __init__(self, task: Task, store: ParameterStore, best: float | None):
-        self.task, self.store = task, store
-        self.network = FlatNetwork(task.network(), gradient=False)
+    def __init__(self, run_spec: RunSpec, store: ParameterStore, best: float | None):
+        self.run_spec, self.store = run_spec, store
+        self.network = FlatNetwork(run_spec.network(), gradient=False)
         seats = Seats(store) if len(store.block["seats"]) else None
-        self.crew = Crew(Player(task, self.network, alive=store.beat), seats)
+        self.crew = Crew(EpisodeRunner(run_spec, self.network, alive=store.beat), seats)
         self.best = -math.inf if best is None else best
-        self._slots = store.slots[task.config.parallel.workers : -1]  # of all who evaluate
+        self._slots = store.slots[run_spec.config.parallel.workers : -1]  # of all who evaluate
 
     def close(self) -> None:
         """Free the environments."""
@@ -93,15 +93,15 @@ class Evaluator:
         """Screen and confirm the snapshot; the latter only if it is the `final` one."""
         player, screened, goal = self.crew.player, [], -math.inf
         if not final:
-            before = self.spent
+            before = self.cpu_spent_s
             yield from self.crew.play(player.screening)
             screened = self.crew.results(0, player.screening)
             if not screened:
                 return None
-            mean, price = _mean(screened), self.spent - before
-            if not self.task.info.batched:  # there the others have been playing beside them
-                price *= player.confirming / len(screened)
-            if not self._worth_confirming(mean, price):
+            mean, cost_s = _mean(screened), self.cpu_spent_s - before
+            if not self.run_spec.info.batched:  # there the others have been playing beside them
+                cost_s *= player.confirming / len(screened)
+            if not self._worth_confirming(mean, cost_s):
                 return _summary(stamp, screened, confirmed=False)
             goal = self._goal
         for stepped in self._confirm(goal):
@@ -122,11 +122,11 @@ class Evaluator:
     @property
     def threshold(self) -> float:
         """`--stop-at-return`; infinite without."""
-        threshold = self.task.config.evaluation.stop_at_return
+        threshold = self.run_spec.config.evaluation.stop_at_return
         return math.inf if threshold is None else threshold
 
     @property
-    def spent(self) -> float:
+    def cpu_spent_s(self) -> float:
         """CPU seconds of all evaluations, in all processes; starting those is none.
 
         0 in serial mode: what is played there must follow from the seed, not from a clock.
@@ -134,34 +134,34 @@ class Evaluator:
         return float((self._slots[:, CPU_NS] - self._slots[:, STARTUP_NS]).sum()) / 1e9
 
     @property
-    def all_spent(self) -> float:
+    def all_cpu_spent_s(self) -> float:
         """CPU seconds of all children."""
         return self.store.total(CPU_NS) / 1e9
 
     @property
-    def allowed(self) -> float:
+    def cpu_budget_s(self) -> float:
         """CPU seconds that evaluations may have taken by now."""
-        total = self.all_spent
+        total = self.all_cpu_spent_s
         if self.threshold < math.inf:
             return CPU_SHARE_TO_THRESHOLD * total + CPU_SECONDS
         return max(CPU_SHARE / 2 * total + CPU_SECONDS, CPU_SHARE * (total - SHORT_CPU_SECONDS))
 
-    def affordable(self, part: float = 1.0) -> bool:
+    def within_budget(self, part: float = 1.0) -> bool:
         """Whether evaluations took less than `part` of the CPU time they may take."""
-        return self.spent <= part * self.allowed
+        return self.cpu_spent_s <= part * self.cpu_budget_s
 
-    def _worth_confirming(self, mean: float, price: float) -> bool:
-        """Whether to play all episodes, which would take about `price` CPU seconds."""
+    def _worth_confirming(self, mean: float, cost_s: float) -> bool:
+        """Whether to play all episodes, which would take about `cost_s` CPU seconds."""
         if mean >= self.threshold:
             return True
-        if mean < self.best or price > self.allowed:  # or there is no other look for long
+        if mean < self.best or cost_s > self.cpu_budget_s:  # or there is no other look for long
             return False
         return self._hunts_best
 
     @property
     def _hunts_best(self) -> bool:
         """Whether a score is confirmed that is the best so far, but short of the threshold."""
-        return self.threshold == math.inf or self.affordable(1 / 3)
+        return self.threshold == math.inf or self.within_budget(1 / 3)
 
     def reaches_threshold(self, evaluation: Evaluation) -> bool:
         """Whether this evaluation ends the run."""
@@ -198,11 +198,11 @@ def _summary(stamp: tuple[int, int], played: Sequence[Played], **flags: bool) ->
     )
 
 
-def run_evaluator(start: ChildStart, best: float | None) -> None:
+def run_evaluator(start: ProcessArgs, best: float | None) -> None:
     """Entry point of the evaluator process; `best` is the best confirmed score so far."""
-    enter_child(start.title, start.lifeline, start.log)
+    enter_child(start.title, start.parent, start.log)
     pipe = RecordPipe(start.pipe)
-    start.task.seed_globals(start.index, start.incarnation)
+    start.run_spec.seed_globals(start.index, start.incarnation)
 
     def work() -> None:
         loop = EvaluatorLoop(start, pipe, best)
@@ -215,14 +215,14 @@ def run_evaluator(start: ChildStart, best: float | None) -> None:
 class EvaluatorLoop:
     """One vector step of an evaluation at a time, with a look at the target boundary between."""
 
-    def __init__(self, start: ChildStart, pipe: RecordPipe, best: float | None):
+    def __init__(self, start: ProcessArgs, pipe: RecordPipe, best: float | None):
         torch.set_num_threads(1)
-        config, self.pipe = start.task.config, pipe
-        self.store = start.task.plain_store(start.block, start.index)
+        config, self.pipe = start.run_spec.config, pipe
+        self.store = start.run_spec.plain_store(start.block, start.index)
         self.slot = self.store.slot
         self.slot[PID], self.slot[INCARNATION] = os.getpid(), start.incarnation
         self._cpu_before = int(self.slot[CPU_NS])
-        self.evaluator = Evaluator(start.task, self.store, best)
+        self.evaluator = Evaluator(start.run_spec, self.store, best)
         self.slot[PLAYING] = 0
         self.slot[STARTUP_NS] += time.process_time_ns()
         self.eval_every = config.evaluation.eval_every
@@ -244,7 +244,7 @@ class EvaluatorLoop:
             self._beat()
             synced = self.store.target_due and self.store.sync_target(self.store.steps)
             if synced and running is None:
-                self.slot[KEPT_UP] = self.store.steps
+                self.slot[LAST_PROGRESS_STEP] = self.store.steps
             if running is None and self._due():
                 running = self.evaluator.evaluate()
             if running is None:
@@ -273,7 +273,7 @@ class EvaluatorLoop:
         over = step >= self.budget  # the end has its own evaluation
         if quotient <= self.evaluated or over:
             return False
-        if not self.evaluator.affordable():
+        if not self.evaluator.within_budget():
             self._tell_if_late()
             return False
         self.evaluated, self._due_from = quotient, None
@@ -307,7 +307,7 @@ class EvaluatorLoop:
                 self.decided = self.evaluator.reaches_threshold(stop.value)
                 while not self.pipe.send({"kind": "evaluation", **asdict(stop.value)}):
                     time.sleep(0.01)
-                self.slot[KEPT_UP] = self.store.steps
+                self.slot[LAST_PROGRESS_STEP] = self.store.steps
             return None
 
     def _pause(self) -> float:

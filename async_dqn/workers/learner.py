@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from async_dqn.algorithms.rollout import Rollout
-from async_dqn.algorithms.rollout_passes import Loss
-from async_dqn.config.fields import in_words, one_line
+from async_dqn.algorithms.rollout_passes import LossOutput
+from async_dqn.config.fields import describe_error, one_line
 from async_dqn.envs.make import make_vector
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
@@ -24,10 +24,10 @@ from async_dqn.parameters.layout import (
 )
 from async_dqn.parameters.optimizers import Optimizer
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.processes.child_side import Hopeless
+from async_dqn.processes.child_side import PermanentError
 from async_dqn.workers.collector import Collector
 from async_dqn.workers.records import Statistics
-from async_dqn.workers.task import NOISE, REPLAY, TRAINING, Task
+from async_dqn.workers.run_spec import NOISE, REPLAY, TRAINING, RunSpec
 
 MAX_FAULTS, GOOD_STEPS = 100, 1000  # of environments in a row; what ends the row
 FAULT_LENGTH = 120  # characters; a record must fit into one write to the pipe
@@ -36,49 +36,49 @@ FAULT_LENGTH = 120  # characters; a record must fit into one write to the pipe
 class Learner:
     """Worker number `index`: its environments, its private networks and its slot of the store."""
 
-    def __init__(self, task: Task, store: ParameterStore, index: int):
+    def __init__(self, run_spec: RunSpec, store: ParameterStore, index: int):
         # In this thread. Moments of weights without a gradient fade until they are denormal, and
         # remain it; an update by Adam then takes up to ten times as long.
         torch.set_flush_denormal(True)
-        config = task.config
-        self.task, self.store, self.slot = task, store, store.slot
-        self.network = FlatNetwork(task.learning_network())
-        self.target = task.target_network()
-        self.algorithm = task.algorithm
+        config = run_spec.config
+        self.run_spec, self.store, self.slot = run_spec, store, store.slot
+        self.network = FlatNetwork(run_spec.learning_network())
+        self.target = run_spec.target_network()
+        self.algorithm = run_spec.algorithm
         self._passes = config.parallel.epochs * config.parallel.minibatches
-        self.exploration = task.exploration.of(index, config.parallel.envs_per_worker)
+        self.exploration = run_spec.exploration.of(index, config.parallel.envs_per_worker)
         count = config.parallel.envs_per_worker
-        self.envs = make_vector(task.spec, count, training=True, alive=store.beat)
+        self.envs = make_vector(run_spec.spec, count, training=True, alive=store.beat)
         seen, known = (
             f"{info.num_actions} actions and observations of {info.observation_shape}"
-            for info in (self.envs.info, task.info)
+            for info in (self.envs.info, run_spec.info)
         )
         if seen != known:
-            raise Hopeless(f"sees {seen}; the trainer saw {known}")
+            raise PermanentError(f"sees {seen}; the trainer saw {known}")
         self.collector = Collector(
             self.envs,
             self.algorithm,
             self.network.net,
             config.parallel.rollout_length,
             config.algorithm,
-            task.info.num_actions,
+            run_spec.info.num_actions,
         )
-        self.shard = task.replay_shard()
+        self.shard = run_spec.replay_shard()
         self.statistics = Statistics()
         self._fault, self._faults, self._fault_step = "", 0, 0
-        self_check(self.network, task.optimizer())
+        self_check(self.network, run_spec.optimizer())
 
     def reset(self, *stream: int) -> None:
         """Start new episodes; every random number now follows from the seed and `stream`."""
-        task, count = self.task, self.envs.num_envs
-        task.seed_globals(TRAINING, *stream)
-        self.generator = task.generator(REPLAY, *stream)
-        self._noise = torch.Generator().manual_seed(task.seeds(1, NOISE, *stream)[0])
+        run_spec, count = self.run_spec, self.envs.num_envs
+        run_spec.seed_globals(TRAINING, *stream)
+        self.generator = run_spec.generator(REPLAY, *stream)
+        self._noise = torch.Generator().manual_seed(run_spec.seeds(1, NOISE, *stream)[0])
         self._pull()
         self.collector.reset(
-            task.seeds(count, TRAINING, *stream),
+            run_spec.seeds(count, TRAINING, *stream),
             self.epsilon(self.store.steps),
-            task.generator(TRAINING, *stream),
+            run_spec.generator(TRAINING, *stream),
         )
         if self.shard is not None:
             self.shard.cut()
@@ -93,10 +93,10 @@ class Learner:
 
     def update(self, budget: int) -> None:
         """One rollout of at most `budget` steps, and what is to be learned after it."""
-        for _ in self.phases(budget):
+        for _ in self.update_steps(budget):
             pass
 
-    def phases(self, budget: int) -> Iterator[None]:
+    def update_steps(self, budget: int) -> Iterator[None]:
         """`update` in parts: pauses before every push, when its gradient is ready.
 
         A mode in which time is simulated lets others push meanwhile.
@@ -122,10 +122,10 @@ class Learner:
 
     def _batches(self, rollout: Rollout, step: int) -> Iterator[Rollout | None]:
         """What each update learns from: the rollout, parts of it, or a draw from replay."""
-        parallel = self.task.config.parallel
+        parallel = self.run_spec.config.parallel
         for _ in range(parallel.epochs):
             if self.shard is not None:
-                yield self._drawn(step)
+                yield self._sample_replay(step)
             elif parallel.minibatches == 1:
                 yield rollout
             else:
@@ -135,22 +135,22 @@ class Learner:
     def _pull(self) -> None:
         """Copy the shared networks; noisy ones draw anew, one draw per environment."""
         self.store.pull(self.network)
-        self.network.net.draw_noise(self.envs.num_envs, self._noise)
+        self.network.net.reset_noise(self.envs.num_envs, self._noise)
         if self.target is not None:
             self.store.pull_target(self.target)
-            self.target.net.draw_noise(self.envs.num_envs, self._noise)
+            self.target.net.reset_noise(self.envs.num_envs, self._noise)
 
-    def _drawn(self, step: int) -> Rollout | None:
+    def _sample_replay(self, step: int) -> Rollout | None:
         """A batch from replay, once there is enough to draw from: in all, and in its own shard,
         which is empty in a restarted worker and in a resumed asynchronous run."""
-        replay, workers = self.task.config.replay, self.task.config.parallel.workers
+        replay, workers = self.run_spec.config.replay, self.run_spec.config.parallel.workers
         if step < replay.replay_start or not self.shard.ready(replay.replay_start // workers):
             return None
-        progress = step / self.task.config.run.steps
+        progress = step / self.run_spec.config.run.steps
         beta = replay.priority_beta + (1 - replay.priority_beta) * min(1.0, progress)
         return self.shard.sample(self.generator, beta)
 
-    def _gradient(self, rollout: Rollout) -> Loss:
+    def _gradient(self, rollout: Rollout) -> LossOutput:
         target = self.target.net if self.target is not None else None
         self.network.gradient.zero_()
         learned = self.algorithm.loss(self.network.net, target, rollout)
@@ -169,9 +169,9 @@ class Learner:
         self.statistics = Statistics()
         self.collector.finished.clear()
 
-    def _push(self, step: int, learned: Loss | None) -> None:
+    def _push(self, step: int, learned: LossOutput | None) -> None:
         """Hand over the gradient, if there is one and it is finite."""
-        settings = self.task.config.optimizer
+        settings = self.run_spec.config.optimizer
         self.store.beat()
         if learned is not None:
             norm = torch.linalg.vector_norm(self.network.gradient).item()
@@ -184,7 +184,7 @@ class Learner:
                 self.network.gradient.mul_(settings.max_grad_norm / norm)
         staleness = self.store.push(
             self.network.gradient.cpu() if learned is not None else None,
-            self.task.learning_rate(step),
+            self.run_spec.learning_rate(step),
             settings.staleness_scaling,
             settings.max_staleness,
         )
@@ -205,7 +205,7 @@ class Learner:
         step = int(self.slot[STEPS])
         since, self._fault_step = step - self._fault_step, step
         self._faults = count if since >= GOOD_STEPS else self._faults + count
-        self._fault = one_line(in_words(self.envs.fault))[:FAULT_LENGTH]
+        self._fault = one_line(describe_error(self.envs.fault))[:FAULT_LENGTH]
         if self._faults > MAX_FAULTS:
             raise RuntimeError(
                 f"its environments failed {self._faults} times with fewer than {GOOD_STEPS:,} "

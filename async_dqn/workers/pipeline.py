@@ -20,13 +20,13 @@ import torch
 from torch import distributed, nn
 
 from async_dqn.algorithms.rollout import Rollout, flat
-from async_dqn.algorithms.rollout_passes import Loss, actions_taken, weighted_loss
+from async_dqn.algorithms.rollout_passes import LossOutput, actions_taken, weighted_loss
 from async_dqn.networks.network import QNetwork
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import HEARTBEAT_NS, LEARNING, PHASE
 from async_dqn.parameters.sync_store import GIVEN, SynchronousStore
 from async_dqn.workers.learner import Learner
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 
 MICROBATCHES = 4
 TIMEOUT_S = 10.0  # of every message
@@ -64,62 +64,67 @@ def split(net: QNetwork) -> tuple[Front, Back]:
     return front, back
 
 
-def lesson_loss(q_values: torch.Tensor, lesson: torch.Tensor) -> torch.Tensor:
-    """Q-learning's loss of some rows [n, A]; `lesson` [n, 3]: action, target, weight.
+def batch_loss(q_values: torch.Tensor, pass_batch: torch.Tensor) -> torch.Tensor:
+    """Q-learning's loss of some rows [n, A]; `pass_batch` [n, 3]: action, target, weight.
 
     The weights of the whole batch add up to 1, so that its loss is the SUM over microbatches.
     """
-    _, targets, weights = lesson.unbind(1)
-    return (weights * 0.5 * (targets - _chosen(q_values, lesson)).square()).sum()
+    _, targets, weights = pass_batch.unbind(1)
+    return (weights * 0.5 * (targets - _chosen(q_values, pass_batch)).square()).sum()
 
 
-def _chosen(q_values: torch.Tensor, lesson: torch.Tensor) -> torch.Tensor:
-    return q_values.gather(1, lesson[:, :1].long()).squeeze(1)
+def _chosen(q_values: torch.Tensor, pass_batch: torch.Tensor) -> torch.Tensor:
+    return q_values.gather(1, pass_batch[:, :1].long()).squeeze(1)
 
 
 class Stage:
     """What both ends have: their layers, a connection to the other, and the schedule.
 
-    Every pass has as many rows as a whole rollout, filled up with weight 0. `meeting` is a file
+    Every pass has as many rows as a whole rollout, filled up with weight 0. `rendezvous` is a file
     that does not exist yet, the same for both; it is gone afterwards.
     """
 
     index: int
 
-    def __init__(self, task: Task, network: FlatNetwork, store: SynchronousStore, meeting: Path):
+    def __init__(
+        self, run_spec: RunSpec, network: FlatNetwork, store: SynchronousStore, rendezvous: Path
+    ):
         from torch.distributed.pipelining import PipelineStage, ScheduleGPipe  # two seconds
 
         self.network, self.store, self.rounds = network, store, store.block["rounds"]
         ends = split(network.net)
         self.back = slice(sum(p.numel() for p in ends[0].parameters()), None)  # of flat vectors
         self.back_gradient = torch.from_numpy(store.block["parts"])[1, 0, self.back]
-        parallel, info = task.config.parallel, task.info
+        parallel, info = run_spec.config.parallel, run_spec.info
         rows = -(-parallel.rollout_length * parallel.envs_per_worker // MICROBATCHES)
         batch, dtype = rows * MICROBATCHES, getattr(torch, info.dtype)
         self.obs = torch.zeros(batch, *info.observation_shape, dtype=dtype)
-        self.lesson, self.chosen = torch.zeros(batch, 3), torch.zeros(batch)
+        self.pass_batch, self.chosen = torch.zeros(batch, 3), torch.zeros(batch)
         # With all shapes given nothing but numbers is ever sent; torch would send pickles.
         shapes = [self.obs[:rows]]
         for end in ends:
             shapes.append(end(shapes[-1]).detach().requires_grad_())
-        self._connect(meeting)
+        self._connect(rendezvous)
         own = shapes[self.index : self.index + 2]  # what goes in and comes out
         stage = PipelineStage(ends[self.index], self.index, 2, torch.device("cpu"), *own)
-        self.schedule = ScheduleGPipe(stage, MICROBATCHES, loss_fn=lesson_loss, scale_grads=False)
+        self.schedule = ScheduleGPipe(stage, MICROBATCHES, loss_fn=batch_loss, scale_grads=False)
 
-    def _connect(self, meeting: Path) -> None:
+    def _connect(self, rendezvous: Path) -> None:
         """Meet the other process once it is there, however long its environments take."""
         self.rounds[self.index, READY] = 1
         self.store.wait(lambda: self.rounds[:, READY].all())
         # Else gloo listens where the host's name leads; a TCPStore would listen everywhere.
         os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
-        store, timeout = distributed.FileStore(str(meeting), 2), timedelta(seconds=TIMEOUT_S)
+        store, timeout = (
+            distributed.FileStore(str(rendezvous), 2),
+            timedelta(seconds=TIMEOUT_S),
+        )
         distributed.init_process_group(
             "gloo", store=store, rank=self.index, world_size=2, timeout=timeout
         )
         distributed.barrier()
         if self.index == 0:
-            meeting.unlink(missing_ok=True)
+            rendezvous.unlink(missing_ok=True)
 
     @contextmanager
     def _pass(self) -> Iterator[None]:
@@ -137,21 +142,21 @@ class FirstStage(Stage):
 
     index = 0
 
-    def gradient(self, obs: torch.Tensor, lesson: torch.Tensor) -> torch.Tensor:
-        """Leave the gradient of `lesson_loss` in the network's; return Q [N] of the actions taken.
+    def gradient(self, obs: torch.Tensor, pass_batch: torch.Tensor) -> torch.Tensor:
+        """Leave the gradient of `batch_loss` in the network's; return Q [N] of the actions taken.
 
-        `obs` [N, ...] and `lesson` [N, 3] may be shorter than a whole rollout.
+        `obs` [N, ...] and `pass_batch` [N, 3] may be shorter than a whole rollout.
         Raises RuntimeError if the other process is gone or gives no answer for `TIMEOUT_S`.
         """
         self.obs[: len(obs)] = obs
-        self.lesson[: len(obs)] = lesson
-        self.lesson[len(obs) :] = 0.0
+        self.pass_batch[: len(obs)] = pass_batch
+        self.pass_batch[len(obs) :] = 0.0
         self.network.gradient.zero_()
         self.rounds[0, ASKED] = self.rounds[0, GIVEN] + 1
         with self._pass():
             # Blocked in gloo this process gives no sign of life; it is not the one that hangs.
             self.store.slot[HEARTBEAT_NS] += int(TIMEOUT_S * 1e9)
-            distributed.send(self.lesson, 1)
+            distributed.send(self.pass_batch, 1)
             self.schedule.step(self.obs)
             distributed.recv(self.chosen, 1)
         self.network.gradient[self.back] = self.back_gradient
@@ -176,25 +181,25 @@ class LastStage(Stage):
     def _answer(self) -> None:
         self.network.vector[self.back] = self.store.theta[self.back]
         self.network.gradient[self.back] = 0.0
-        distributed.recv(self.lesson, 0)
-        q_values = self.schedule.step(target=self.lesson)
+        distributed.recv(self.pass_batch, 0)
+        q_values = self.schedule.step(target=self.pass_batch)
         self.back_gradient.copy_(self.network.gradient[self.back])
-        distributed.send(_chosen(q_values.detach(), self.lesson), 0)
+        distributed.send(_chosen(q_values.detach(), self.pass_batch), 0)
 
 
 class FirstLearner(Learner):
     """Worker 0: a learner whose learning pass is the pipeline's."""
 
-    def __init__(self, task: Task, store: SynchronousStore, meeting: Path):
-        super().__init__(task, store, 0)
-        self.stage = FirstStage(task, self.network, store, meeting)
+    def __init__(self, run_spec: RunSpec, store: SynchronousStore, rendezvous: Path):
+        super().__init__(run_spec, store, 0)
+        self.stage = FirstStage(run_spec, self.network, store, rendezvous)
 
-    def _gradient(self, rollout: Rollout) -> Loss:
+    def _gradient(self, rollout: Rollout) -> LossOutput:
         target = self.target.net if self.target is not None else None
         targets = self.algorithm.targets(self.network.net, target, rollout)
         targets, weights = (torch.from_numpy(a).flatten() for a in (targets, rollout.weights))
         actions = actions_taken(rollout).squeeze(1)
-        lesson = torch.stack((actions, targets, weights / weights.sum()), 1)
-        chosen = self.stage.gradient(torch.from_numpy(flat(rollout.obs[:-1])), lesson)
+        pass_batch = torch.stack((actions, targets, weights / weights.sum()), 1)
+        chosen = self.stage.gradient(torch.from_numpy(flat(rollout.obs[:-1])), pass_batch)
         errors = targets - chosen
         return weighted_loss(rollout, 0.5 * errors.square(), chosen, errors.abs())

@@ -15,8 +15,8 @@ from async_dqn.envs.make import EnvBatch, make_vector
 from async_dqn.networks.network import restarted
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import SEATS
+from async_dqn.workers.run_spec import CONFIRMATION, FRESH, SCREENING, RunSpec
 from async_dqn.workers.seats import Played
-from async_dqn.workers.task import CONFIRMATION, FRESH, SCREENING, Task
 
 SCREENING_EPISODES = 10
 # At once: games (a larger batch of images costs no less for each); others; those stepped as one.
@@ -33,7 +33,7 @@ class Source(Protocol):
         """All numbers below `stop` are being played."""
 
 
-class Player:
+class EpisodeRunner:
     """Plays whole episodes with a fixed network: true rewards, greedy but for `eval_epsilon`.
 
     An evaluation has `screening` episodes, `confirming` ones (default: `--eval-episodes`) and
@@ -44,20 +44,20 @@ class Player:
 
     def __init__(
         self,
-        task: Task,
+        run_spec: RunSpec,
         network: FlatNetwork,
         confirming: int | None = None,
         alive: Callable[[], None] = lambda: None,
     ):
-        self.task, self.network, self._alive = task, network, alive
-        self.confirming = confirming or task.config.evaluation.eval_episodes
+        self.run_spec, self.network, self._alive = run_spec, network, alive
+        self.confirming = confirming or run_spec.config.evaluation.eval_episodes
         self.screening = min(SCREENING_EPISODES, (self.confirming + 1) // 2)
         self.total = self.screening + self.confirming
         self._branches = [
-            task.seeds(self.screening, SCREENING) + task.seeds(self.confirming, branch)
+            run_spec.seeds(self.screening, SCREENING) + run_spec.seeds(self.confirming, branch)
             for branch in (CONFIRMATION, FRESH)
         ]
-        most = GAMES if task.spec.is_atari else LOOPED_ENVS
+        most = GAMES if run_spec.spec.is_atari else LOOPED_ENVS
         self.rows = min(most, self.confirming)
         self._batches: dict[int, EnvBatch] = {}
 
@@ -81,7 +81,7 @@ class Player:
         Ends when nothing is left to take. An episode whose environment breaks is played again with
         another seed. Raises TooManyBreaks after as many breaks as an evaluation has episodes.
         """
-        batched = self.task.info.batched
+        batched = self.run_spec.info.batched
         return self._play_batches(source) if batched else self._play_one_by_one(source)
 
     def _play_one_by_one(self, source: Source) -> Iterator[tuple[int, list[Played]]]:
@@ -148,7 +148,7 @@ class Player:
 
     def _batch(self, count: int) -> EnvBatch:
         if count not in self._batches:
-            self._batches[count] = make_vector(self.task.spec, count, False, self._alive)
+            self._batches[count] = make_vector(self.run_spec.spec, count, False, self._alive)
         return self._batches[count]
 
     def _q_values(self, obs: np.ndarray, state, rows: np.ndarray):
@@ -167,13 +167,13 @@ class Player:
     def _random(self, number: int) -> np.random.Generator:
         """The random numbers of one episode."""
         confirming, branch = number - self.screening, FRESH if self.fresh else CONFIRMATION
-        return self.task.generator(
+        return self.run_spec.generator(
             *((SCREENING, number) if confirming < 0 else (branch, confirming))
         )
 
     def _choose(self, q_values: np.ndarray, random: list[np.random.Generator]) -> np.ndarray:
         """Greedy actions [N], or with the probability `eval_epsilon` any other."""
-        best, epsilon = q_values.argmax(axis=1), self.task.eval_epsilon
+        best, epsilon = q_values.argmax(axis=1), self.run_spec.eval_epsilon
         for row, generator in enumerate(random if epsilon else ()):
             if generator.random() < epsilon:
                 best[row] = generator.integers(q_values.shape[1])

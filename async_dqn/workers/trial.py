@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from async_dqn.config.fields import UserError, in_words
+from async_dqn.config.fields import UserError, describe_error
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.workers.learner import Learner
-from async_dqn.workers.task import Task
+from async_dqn.workers.run_spec import RunSpec
 
 WANTED = {
     "algorithm": "act(output, epsilon, generator) and loss(online, target, rollout)",
@@ -20,28 +20,28 @@ WANTED = {
 }
 
 
-def try_out(task: Task) -> None:
+def try_out(run_spec: RunSpec) -> None:
     """Act, learn and publish once in this process. Raises UserError, which names what failed."""
-    vector = FlatNetwork(task.network(), gradient=False).vector
-    block = SharedBlock(task.sections(len(vector)))
+    vector = FlatNetwork(run_spec.network(), gradient=False).vector
+    block = SharedBlock(run_spec.sections(len(vector)))
     block["multipliers"][:] = 1.0
-    store = task.plain_store(block, 0)
+    store = run_spec.plain_store(block, 0)
     store.theta.copy_(vector)
     store.sync_target(0)
-    with _blaming(task, "target"):
+    with _blaming(run_spec, "target"):
         store.sync_target(1)
-    learner = Learner(task, store, 0)
+    learner = Learner(run_spec, store, 0)
     with contextlib.closing(learner):
-        with _blaming(task, "exploration"):
+        with _blaming(run_spec, "exploration"):
             learner.epsilon(0)
-        with _blaming(task, "algorithm", "network"):
+        with _blaming(run_spec, "algorithm", "network"):
             learner.reset(0)
             _learn(learner)
 
 
 def _learn(learner: Learner) -> None:
     rollout = learner.collector.collect(learner.epsilon(0), 10**6, lambda count: None)
-    actions, count = rollout.actions, learner.task.info.num_actions
+    actions, count = rollout.actions, learner.run_spec.info.num_actions
     if ((actions < 0) | (actions >= count)).any():
         raise ValueError(f"act gave actions beyond 0 .. {count - 1}")
     if learner.shard is not None:  # what is drawn from replay was not seen while acting
@@ -57,15 +57,17 @@ def _learn(learner: Learner) -> None:
 
 
 @contextlib.contextmanager
-def _blaming(task: Task, *settings: str) -> Iterator[None]:
+def _blaming(run_spec: RunSpec, *settings: str) -> Iterator[None]:
     """Say of what fails here that it is the first of these settings that is the user's own."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        own = [setting for setting in settings if setting in task.own]
+        own = [setting for setting in settings if setting in run_spec.own]
         if not own:
             raise
-        name = f"{own[0]} {task.config.by_name()[own[0]]}"
-        raise UserError(f"{name} failed ({in_words(error)}); it needs {WANTED[own[0]]}") from error
+        name = f"{own[0]} {run_spec.config.by_name()[own[0]]}"
+        raise UserError(
+            f"{name} failed ({describe_error(error)}); it needs {WANTED[own[0]]}"
+        ) from error

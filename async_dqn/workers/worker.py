@@ -13,46 +13,48 @@ from async_dqn.parameters.layout import CPU_NS, INCARNATION, PHASE, PID, STARTIN
 from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.pipeline import FirstLearner, LastStage
-from async_dqn.workers.task import ChildStart
+from async_dqn.workers.run_spec import ProcessArgs
 
 REPORT_SECONDS = 1.0
 NICENESS = 5  # where cores are short, target synchronisation and evaluation go first
 
 
-def run_worker(start: ChildStart, learner_kind: type[Learner] = Learner) -> None:
+def run_worker(start: ProcessArgs, learner_kind: type[Learner] = Learner) -> None:
     """Entry point of worker `start.index`."""
-    enter_child(start.title, start.lifeline, start.log)
+    enter_child(start.title, start.parent, start.log)
     pipe = RecordPipe(start.pipe)
     report_failure(lambda: _train(start, pipe, learner_kind), pipe)
 
 
-def _train(start: ChildStart, pipe: RecordPipe, learner_kind: type[Learner]) -> None:
+def _train(start: ProcessArgs, pipe: RecordPipe, learner_kind: type[Learner]) -> None:
     torch.set_num_threads(1)
     os.nice(NICENESS)
-    store = start.task.store(start.block, start.index)
+    store = start.run_spec.store(start.block, start.index)
     slot = store.slot
     cpu_before = int(slot[CPU_NS])
     slot[PID], slot[INCARNATION], slot[PHASE] = os.getpid(), start.incarnation, STARTING
-    start.task.seed_globals(start.index, start.incarnation)
-    if start.task.config.parallel.model_parallel:
+    start.run_spec.seed_globals(start.index, start.incarnation)
+    if start.run_spec.config.parallel.model_parallel:
         # A name that no other run has used: a trainer is known by its pid and the time it started.
-        meeting = start.log.parent / f"meeting-{start.lifeline.pid}-{start.lifeline.started}"
+        rendezvous = start.log.parent / f"rendezvous-{start.parent.pid}-{start.parent.started}"
         if start.index:
-            stage = LastStage(start.task, FlatNetwork(start.task.network()), store, meeting)
+            stage = LastStage(
+                start.run_spec, FlatNetwork(start.run_spec.network()), store, rendezvous
+            )
             while not store.leaving:
-                stage.serve(start.task.learning_rate(store.steps))
+                stage.serve(start.run_spec.learning_rate(store.steps))
                 slot[CPU_NS] = cpu_before + time.process_time_ns()
             return
-        learner = FirstLearner(start.task, store, meeting)
+        learner = FirstLearner(start.run_spec, store, rendezvous)
     else:
-        learner = learner_kind(start.task, store, start.index)
+        learner = learner_kind(start.run_spec, store, start.index)
     with contextlib.closing(learner):
         _learn(start, pipe, learner, cpu_before)
 
 
-def _learn(start: ChildStart, pipe: RecordPipe, learner: Learner, cpu_before: int) -> None:
+def _learn(start: ProcessArgs, pipe: RecordPipe, learner: Learner, cpu_before: int) -> None:
     """Rollout after rollout, while there is budget and the trainer has not ended it."""
-    store, slot, limits = learner.store, learner.slot, start.block["limits"]
+    store, slot, limits = learner.store, learner.slot, start.block["lease_limits"]
     learner.reset(start.index, start.incarnation)
     gc.freeze()  # what is there by now stays: no collection need look at it again
     reported, fault = time.monotonic(), learner.envs.fault
@@ -65,7 +67,7 @@ def _learn(start: ChildStart, pipe: RecordPipe, learner: Learner, cpu_before: in
                     traceback.print_exception(learner.envs.fault)  # into the log
                 fault = learner.envs.fault
         else:
-            store.idle(start.task.learning_rate(store.steps))
+            store.idle(start.run_spec.learning_rate(store.steps))
         slot[CPU_NS] = cpu_before + time.process_time_ns()
         if time.monotonic() - reported >= REPORT_SECONDS:
             reported = time.monotonic()

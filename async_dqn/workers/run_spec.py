@@ -1,4 +1,4 @@
-"""`Task`: all that a process needs to build its part of a run; plain picklable data."""
+"""`RunSpec`: all that a process needs to build its part of a run; plain picklable data."""
 
 import contextlib
 import random
@@ -22,13 +22,13 @@ from async_dqn.envs.spec import EnvInfo, EnvSpec
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import AveragedNetwork, OnDevice, QNetwork
 from async_dqn.parameters import layout
-from async_dqn.parameters.block import Section, SharedBlock
+from async_dqn.parameters.block import BlockSection, SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.optimizers import OPTIMIZERS, Optimizer
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.parameters.sync_store import SynchronousStore, round_sections
 from async_dqn.parameters.target import Average, Copy, Polyak, Target
-from async_dqn.processes.child_side import Lifeline
+from async_dqn.processes.child_side import ParentIdentity
 from async_dqn.replay.shard import ReplayShard, replay_bytes, segment_length
 
 # First words of the seed key: disjoint branches of the run's seed.
@@ -36,7 +36,7 @@ TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY, GLOBAL, FRESH = range(7)
 
 
 @dataclass(frozen=True)
-class Task:
+class RunSpec:
     """The settings, the environment and the network of a run; `own` is code of the user's."""
 
     config: Config
@@ -118,7 +118,7 @@ class Task:
             return 0
         return evaluation_processes(self.config.parallel.workers, usable_cores()) - 1
 
-    def sections(self, size: int) -> tuple[Section, ...]:
+    def sections(self, size: int) -> tuple[BlockSection, ...]:
         """The table of the shared block for `size` parameters (padded)."""
         parallel, rows = self.config.parallel, self.optimizer().rows
         table = layout.sections(
@@ -244,16 +244,16 @@ def as_found() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class ChildStart:
+class ProcessArgs:
     """The start arguments of a child: the only thing that is ever pickled.
 
-    The task by cloudpickle: what is from a script, a notebook or a function goes as its code, as
+    `run_spec` by cloudpickle: what is from a script, a notebook or a function goes as its code, as
     a child cannot import it.
     """
 
-    task: Task
+    run_spec: RunSpec
     block: SharedBlock
-    lifeline: Lifeline
+    parent: ParentIdentity
     pipe: Connection
     index: int
     incarnation: int
@@ -261,7 +261,7 @@ class ChildStart:
     log: Path
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"task": cloudpickle.dumps(self.task)}
+        return vars(self) | {"run_spec": cloudpickle.dumps(self.run_spec)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, task=cloudpickle.loads(state["task"]))
+        self.__dict__.update(state, run_spec=cloudpickle.loads(state["run_spec"]))
