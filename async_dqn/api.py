@@ -27,6 +27,8 @@ from async_dqn.envs import make
 from async_dqn.envs.actions import action_table
 from async_dqn.envs.spaces import row_writer, split_batch
 from async_dqn.envs.spec import EnvInfo, EnvSpec
+from async_dqn.evaluation.crew import Crew
+from async_dqn.evaluation.episodes import EpisodeRunner
 from async_dqn.networks import architecture
 from async_dqn.networks.network import State
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
@@ -35,8 +37,6 @@ from async_dqn.runs.reporter import Callback
 from async_dqn.runs.resume import stored_config
 from async_dqn.runs.run import Run
 from async_dqn.training import training
-from async_dqn.workers.crew import Crew
-from async_dqn.workers.player import EpisodeRunner
 from async_dqn.workers.run_spec import CONFIRMATION, RunSpec, as_found
 
 Env = str | Callable[..., gymnasium.Env]

@@ -15,6 +15,9 @@ import torch
 from async_dqn.config.config import Config
 from async_dqn.envs.make import probe
 from async_dqn.envs.spec import EnvSpec
+from async_dqn.evaluation.crew import Crew, run_player
+from async_dqn.evaluation.episodes import EpisodeRunner
+from async_dqn.evaluation.evaluator import Evaluator
 from async_dqn.networks import architecture
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import SharedBlock
@@ -31,9 +34,6 @@ from async_dqn.parameters.layout import (
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes import spawn
 from async_dqn.processes.child_side import ParentIdentity
-from async_dqn.workers.crew import Crew, run_player
-from async_dqn.workers.evaluator import Evaluator
-from async_dqn.workers.player import EpisodeRunner
 from async_dqn.workers.records import Evaluation
 from async_dqn.workers.run_spec import ProcessArgs, RunSpec
 

@@ -17,16 +17,16 @@ from async_dqn.config.config import Config, UserError
 from async_dqn.envs import make
 from async_dqn.envs.batch import SEED_LIMIT
 from async_dqn.envs.spec import EnvSpec
+from async_dqn.evaluation.crew import Crew
+from async_dqn.evaluation.episodes import BATCHED_ENVS, LOOPED_ENVS, EpisodeRunner
+from async_dqn.evaluation.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
+from async_dqn.evaluation.sequential import MIN_RETURNS
 from async_dqn.networks import architecture
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import CPU_NS, STARTUP_NS, padded_size
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.workers.crew import Crew
-from async_dqn.workers.evaluator import CPU_SECONDS, CPU_SHARE, Evaluator
-from async_dqn.workers.player import BATCHED_ENVS, LOOPED_ENVS, EpisodeRunner
 from async_dqn.workers.run_spec import CONFIRMATION, SCREENING, RunSpec
-from async_dqn.workers.sequential import MIN_RETURNS
 
 
 def cue_batch(num_envs: int, max_episode_steps: int = 0) -> SyncVectorEnv:

@@ -17,6 +17,7 @@ from async_dqn.config.config import Config
 from async_dqn.config.cores import usable_cores
 from async_dqn.envs.make import probe
 from async_dqn.envs.spec import EnvSpec
+from async_dqn.evaluation.evaluator import EvaluatorLoop
 from async_dqn.networks.architecture import choose
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.layout import (
@@ -35,7 +36,6 @@ from async_dqn.processes.spawn import MAX_FAILURES
 from async_dqn.runs import checkpoint
 from async_dqn.training.supervisor import Supervisor
 from async_dqn.workers import evaluator
-from async_dqn.workers.evaluator import EvaluatorLoop
 from async_dqn.workers.run_spec import RunSpec
 from runs import ROOT, SMALL, Trainer, is_alive, listening, wait_gone
 

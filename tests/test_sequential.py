@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from async_dqn.workers.sequential import ERROR, MIN_RETURNS, falls_short
+from async_dqn.evaluation.sequential import ERROR, MIN_RETURNS, falls_short
 
 
 def given_up_at(returns: np.ndarray, goal: float) -> int:

@@ -17,7 +17,7 @@ FLOORS = (
     "algorithms",
     "replay",
     "workers",
-    "runs",
+    "evaluation runs",
     "training report",
     "compare api",
     "peers",

@@ -18,6 +18,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from async_dqn.envs.batch import SEED_LIMIT
+from async_dqn.evaluation.crew import Crew
+from async_dqn.evaluation.episodes import EpisodeRunner
+from async_dqn.evaluation.evaluator import Evaluator
 from async_dqn.networks.heads import QOutput
 from async_dqn.peers.environment import training_env
 from async_dqn.peers.settings import PeerSettings
@@ -25,9 +28,6 @@ from async_dqn.processes.signals import StopSignals
 from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.reporter import REPORT_SECONDS
 from async_dqn.runs.run import DONE, STOPPED, THRESHOLD
-from async_dqn.workers.crew import Crew
-from async_dqn.workers.evaluator import Evaluator
-from async_dqn.workers.player import EpisodeRunner
 from async_dqn.workers.records import Evaluation
 from async_dqn.workers.run_spec import TRAINING, RunSpec
 

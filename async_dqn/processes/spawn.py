@@ -28,7 +28,7 @@ NAMES = {number.value: number.name for number in signal.Signals}
 PRELOADED = (
     "async_dqn.processes.fork_server",
     "async_dqn.workers.worker",
-    "async_dqn.workers.evaluator",
+    "async_dqn.evaluation.evaluator",
     "setproctitle",
 )
 

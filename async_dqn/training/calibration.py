@@ -13,13 +13,13 @@ from itertools import islice
 import numpy as np
 
 from async_dqn.algorithms.rollout import Rollout
+from async_dqn.evaluation.crew import Crew
+from async_dqn.evaluation.episodes import EpisodeRunner
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.training.clock import LOST_VALUES, Times
-from async_dqn.workers.crew import Crew
 from async_dqn.workers.learner import Learner
-from async_dqn.workers.player import EpisodeRunner
 from async_dqn.workers.run_spec import RunSpec
 
 WARM_UP_S, MEASURE_S = 0.5, 1.5

@@ -10,13 +10,13 @@ from collections.abc import Callable, Generator, Mapping
 import numpy as np
 import torch
 
+from async_dqn.evaluation.evaluator import Evaluator
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.child_side import keep_freed_memory
 from async_dqn.processes.signals import STOPPING, StopSignals
 from async_dqn.runs.checkpoint_format import of_worker
 from async_dqn.runs.run import STOPPED, Run
 from async_dqn.training.divergence import has_diverged, roll_back
-from async_dqn.workers.evaluator import Evaluator
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.records import Evaluation
 

@@ -17,6 +17,7 @@ import torch
 
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.config.scaling import evaluation_processes
+from async_dqn.evaluation.evaluator import Evaluator
 from async_dqn.parameters.layout import STEPS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.runs.durable import replace_file
@@ -25,7 +26,6 @@ from async_dqn.runs.run import Run
 from async_dqn.training.calibration import measure
 from async_dqn.training.clock import MODEL, MemoryBus, Times, VirtualClock, spread
 from async_dqn.training.serial import SerialTrainer, exhaust
-from async_dqn.workers.evaluator import Evaluator
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.records import Evaluation
 from async_dqn.workers.run_spec import RunSpec

@@ -12,6 +12,8 @@ from multiprocessing import connection
 from typing import Any
 
 from async_dqn.config.config import UserError
+from async_dqn.evaluation.crew import run_player
+from async_dqn.evaluation.evaluator import run_evaluator
 from async_dqn.parameters.layout import (
     ACKNOWLEDGED,
     AFRESH,
@@ -36,8 +38,6 @@ from async_dqn.processes.spawn import MAX_FAILURES, Child, failure_summary
 from async_dqn.runs.run import STOPPED, Run
 from async_dqn.training.divergence import has_diverged, roll_back
 from async_dqn.training.leases import grant, share
-from async_dqn.workers.crew import run_player
-from async_dqn.workers.evaluator import run_evaluator
 from async_dqn.workers.records import Evaluation
 from async_dqn.workers.run_spec import ProcessArgs
 from async_dqn.workers.worker import run_worker

@@ -126,7 +126,7 @@ def _task(
 
     run_spec = RunSpec(config, spec, info, structure, own)
     if own:
-        from async_dqn.workers.trial import try_out
+        from async_dqn.training.trial import try_out
 
         with as_found():
             try_out(run_spec)

@@ -1,1 +1,1 @@
-"""Who acts, learns and evaluates; each in a process of its own, or all in one."""
+"""Who acts and learns; each in a process of its own, or all in one."""

@@ -12,11 +12,11 @@ import torch
 
 from async_dqn.envs.loop_batch import LoopBatch
 from async_dqn.envs.make import EnvBatch, make_vector
+from async_dqn.evaluation.seats import Played
 from async_dqn.networks.network import restarted
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import SEATS
 from async_dqn.workers.run_spec import CONFIRMATION, FRESH, SCREENING, RunSpec
-from async_dqn.workers.seats import Played
 
 SCREENING_EPISODES = 10
 # At once: games (a larger batch of images costs no less for each); others; those stepped as one.

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
+from async_dqn.evaluation.episodes import EpisodeRunner, TooManyBreaks
+from async_dqn.evaluation.seats import UNPLAYABLE, OwnSeats, Played, Seats
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
     AFRESH,
@@ -27,9 +29,7 @@ from async_dqn.parameters.layout import (
     WAITING,
 )
 from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
-from async_dqn.workers.player import EpisodeRunner, TooManyBreaks
 from async_dqn.workers.run_spec import ProcessArgs
-from async_dqn.workers.seats import UNPLAYABLE, OwnSeats, Played, Seats
 
 LEAST_SHARE = 5  # episodes a process plays together: one by one they take twice the CPU time
 PAUSE_S, LONG_PAUSE_S = 0.001, 0.02  # of a player without an episode, without an evaluation

@@ -15,6 +15,10 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from async_dqn.evaluation.crew import Crew
+from async_dqn.evaluation.episodes import EpisodeRunner
+from async_dqn.evaluation.seats import Played, Seats
+from async_dqn.evaluation.sequential import falls_short
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import (
     ACKNOWLEDGED,
@@ -36,12 +40,8 @@ from async_dqn.parameters.layout import (
 )
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
-from async_dqn.workers.crew import Crew
-from async_dqn.workers.player import EpisodeRunner
 from async_dqn.workers.records import Evaluation
 from async_dqn.workers.run_spec import ProcessArgs, RunSpec
-from async_dqn.workers.seats import Played, Seats
-from async_dqn.workers.sequential import falls_short
 
 # An evaluation starts only while the evaluator's CPU time is below this share of the run's: half of
 # it and a second at first, as starting a short run has its cost too. While a threshold is wanted,

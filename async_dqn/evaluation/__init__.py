@@ -1,0 +1,1 @@
+"""What a snapshot of the parameters is worth: episodes, who plays them, and what is decided."""
