@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,6 +110,17 @@ def test_classes_of_a_function_travel_to_the_workers_and_are_named_where_they_ar
     loaded = AsyncDQN.load(agent.run, env=Here, algorithm=Local(), network=torso)
     assert loaded.config.algorithm.algorithm == name
     assert loaded.learn(500).run == agent.run
+
+
+def test_what_cannot_travel_is_refused_before_a_run_folder_exists(tmp_path):
+    lock = threading.Lock()
+
+    class Holding(CartPoleEnv):
+        held = lock
+
+    with pytest.raises(UserError, match=r"Holding, or code .* cannot be sent .*lock.*mode serial"):
+        AsyncDQN(Holding, runs_dir=str(tmp_path), workers=1).learn(100)
+    assert not list(tmp_path.iterdir())
 
 
 NOTEBOOK = """

@@ -35,11 +35,6 @@ ATARI_BYTES = 60 * 10**6  # more: emulators, what compiled convolutions keep (Po
 def check_machine(run_spec: RunSpec, folder: Path) -> None:
     """The device, open files, memory, and room where `folder` will be; raises UserError."""
     check_device(run_spec.config.run.device)
-    if run_spec.config.parallel.mode != "serial" and multiprocessing.current_process().daemon:
-        raise UserError(
-            "a process of multiprocessing.Pool may start no workers; use "
-            "concurrent.futures.ProcessPoolExecutor, or mode serial"
-        )
     _check_order_of_writes(run_spec.config.parallel.mode)
     _check_pipes(run_spec.config.parallel.mode)
     size, replay = padded_size(run_spec.network()), run_spec.replay_bytes
@@ -48,6 +43,7 @@ def check_machine(run_spec: RunSpec, folder: Path) -> None:
         workers, players = run_spec.config.parallel.workers, run_spec.most_players
         _check_files(workers, players)
         _check_tasks(workers, players)
+        run_spec.packed()
         needed += (workers + run_spec.players) * _worker_bytes(run_spec, size)
     check_memory(needed)
     stored = replay if run_spec.config.parallel.mode == "serial" else 0
@@ -119,6 +115,11 @@ def _check_files(workers: int, players: int) -> None:
 
 
 def _check_tasks(workers: int, players: int) -> None:
+    if multiprocessing.current_process().daemon:
+        raise UserError(
+            "a process of multiprocessing.Pool may start no workers; use "
+            "concurrent.futures.ProcessPoolExecutor, or mode serial"
+        )
     free, needed = free_tasks(), TASKS + TASKS_PER_CHILD * (workers + 1 + players)
     if free is not None and free < needed:
         raise UserError(

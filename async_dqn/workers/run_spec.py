@@ -17,6 +17,7 @@ from async_dqn.algorithms.registry import Algorithm, build_algorithm
 from async_dqn.config.config import Config
 from async_dqn.config.cores import usable_cores
 from async_dqn.config.extension import ALGORITHMS, Traits
+from async_dqn.config.fields import UserError, describe_error
 from async_dqn.config.scaling import MOST_EVALUATING, evaluation_processes
 from async_dqn.envs.spec import EnvInfo, EnvSpec
 from async_dqn.networks.architecture import Architecture
@@ -44,6 +45,17 @@ class RunSpec:
     info: EnvInfo
     architecture: Architecture
     own: dict[str, Any] = field(default_factory=dict)  # by setting (`extension.find`)
+
+    def packed(self) -> bytes:
+        """By cloudpickle: what is from a script, a notebook or a function goes as its code, as a
+        child cannot import it. Raises UserError where something in it cannot travel."""
+        try:
+            return cloudpickle.dumps(self)
+        except Exception as error:
+            raise UserError(
+                f"{self.spec.name}, or code of your own, cannot be sent to workers "
+                f"({describe_error(error)}); let it open what it holds itself, or use mode serial"
+            ) from error
 
     @property
     def algorithm(self) -> Algorithm:
@@ -245,11 +257,7 @@ def as_found() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ProcessArgs:
-    """The start arguments of a child: the only thing that is ever pickled.
-
-    `run_spec` by cloudpickle: what is from a script, a notebook or a function goes as its code, as
-    a child cannot import it.
-    """
+    """The start arguments of a child: the only thing that is ever pickled."""
 
     run_spec: RunSpec
     block: SharedBlock
@@ -261,7 +269,7 @@ class ProcessArgs:
     log: Path
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"run_spec": cloudpickle.dumps(self.run_spec)}
+        return vars(self) | {"run_spec": self.run_spec.packed()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, run_spec=cloudpickle.loads(state["run_spec"]))
