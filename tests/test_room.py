@@ -216,3 +216,18 @@ def test_a_worker_that_sees_other_spaces_ends_the_run_with_nothing_written(tmp_p
     assert code == 2 and err.count("\n") == 1
     assert "sees 2 actions and observations of (7,); the trainer saw 2 actions" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_too_small_an_address_space_is_one_line(tmp_path) -> None:
+    limit = 600 * 10**6
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "--runs-dir", str(tmp_path / "runs")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr == (
+        "error: a process may use 600 MB of addresses here, torch alone needs 700 MB; "
+        "raise ulimit -v\n"
+    )
+    assert not (tmp_path / "runs").exists()

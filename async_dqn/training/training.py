@@ -5,6 +5,7 @@ server was started, so that both import it at the same time.
 """
 
 import contextlib
+import resource
 import sys
 import textwrap
 import time
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 COLUMNS, NO_BREAK = 100, "\N{NO-BREAK SPACE}"  # of what is said at the start
 ALWAYS_SAID = {"env", "algorithm", "mode", "steps", "seed"}
 SAID_BELOW = {"workers", "envs_per_worker", "runs_dir", "run_name"}
+LEAST_ADDRESSES = 700 * 10**6  # bytes: what torch 2.13 for CPUs takes to be imported, and some
 PROBE_S = 120.0  # for making an environment and a first step
 
 
@@ -75,6 +77,7 @@ def train(
 
     Raises UserError, with nothing written, for whatever the user can mend.
     """
+    _check_address_space()
     config, origin, notes = _settled(config, explicit)
     own = find(config.by_name(), objects, config.environment.import_modules)
     check_combination(config)  # by now the traits of all algorithms are known
@@ -87,7 +90,7 @@ def train(
     with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
         info = make.probe(spec)
     _check_replay(config)
-    run_spec = _task(config, spec, info, own, origin)
+    run_spec = _run_spec(config, spec, info, own, origin)
     from async_dqn.runs.run import Run  # torch: late, as it is slow
 
     folder = _folder(config, spec, origin)
@@ -112,7 +115,7 @@ def train(
     return Outcome(code, folder.path, f"{run.cause}{saved}" if code else "")
 
 
-def _task(
+def _run_spec(
     config: Config,
     spec: EnvSpec,
     info: EnvInfo,
@@ -134,6 +137,16 @@ def _task(
     if origin is not None:
         check_tensors(run_spec, origin)
     return run_spec
+
+
+def _check_address_space() -> None:
+    """Before torch is imported, which ends in other ways where it is too small."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESSES:
+        raise UserError(
+            f"a process may use {limit / 1e6:.0f} MB of addresses here, torch alone needs "
+            f"{LEAST_ADDRESSES / 1e6:.0f} MB; raise ulimit -v"
+        )
 
 
 def _settled(
