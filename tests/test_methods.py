@@ -39,12 +39,11 @@ def train(folder: Path, *arguments: str) -> tuple[Trainer, str]:
 def evaluate(run: Path, episodes: int) -> float:
     """The mean that `evaluate` prints."""
     command = [sys.executable, str(ROOT / "launch.py"), "evaluate", str(run)]
-    command += ["--episodes", str(episodes)]
+    command += ["--episodes", str(episodes), "--load", "latest"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    match = re.fullmatch(
-        r"mean return (-?[\d.]+), standard deviation [\d.]+, (\d+) episodes\n", done.stdout
-    )
+    said = r"mean return (-?[\d.]+), standard deviation [\d.]+, (\d+) episodes, step.*\n"
+    match = re.fullmatch(said, done.stdout)
     assert match and int(match[2]) == episodes
     return float(match[1])
 

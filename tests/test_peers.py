@@ -309,7 +309,7 @@ def test_a_failure_is_written_down(tmp_path, capsys) -> None:
     assert read(run / "result.json")["status"] == "failed"
     assert "scripted failure at step 700" in (run / "logs" / "supervisor.log").read_text()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: the run failed (RuntimeError: scripted failure")
+    assert line.startswith("error: the run failed (tests/scripted_envs.py")
     assert read(run / "config.json")["peer"]["source"] == published.DEFAULTS
 
 

@@ -17,6 +17,7 @@ from async_dqn.config.config import Config
 from async_dqn.config.cores import usable_cores
 from async_dqn.envs.make import probe
 from async_dqn.envs.spec import EnvSpec
+from async_dqn.evaluation import evaluator
 from async_dqn.evaluation.evaluator import EvaluatorLoop
 from async_dqn.networks.architecture import choose
 from async_dqn.parameters.block import SharedBlock
@@ -35,7 +36,6 @@ from async_dqn.processes.signals import SAME_S
 from async_dqn.processes.spawn import MAX_FAILURES
 from async_dqn.runs import checkpoint
 from async_dqn.training.supervisor import Supervisor
-from async_dqn.workers import evaluator
 from async_dqn.workers.run_spec import RunSpec
 from runs import ROOT, SMALL, Trainer, is_alive, listening, wait_gone
 
@@ -433,7 +433,7 @@ def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-UNBUILT = "UserError: cannot create env: RuntimeError: scripted failure"
+UNBUILT = "UserError: cannot create env: "
 
 
 def faulty(*arguments: str) -> tuple[str, ...]:
@@ -448,7 +448,7 @@ def test_the_target_network_goes_on_without_an_evaluator(start):
     code, _, err = trainer.finish()
     assert code == 0, err
     assert trainer.result()["steps"] == 60000
-    assert f"evaluator failed 2 times, given up ({UNBUILT})" in err
+    assert f"evaluator failed 2 times, given up ({UNBUILT}" in err
     with (trainer.run / "metrics.csv").open() as file:
         *_, last = csv.DictReader(file)
     assert int(float(last["async/target_lag_steps"])) < 20_000
@@ -458,7 +458,7 @@ def test_who_dies_twice_of_the_same_before_its_first_step_is_given_up(start):
     trainer = start(*faulty("fault=build", "title=async-dqn worker 1"), *SMALL, "--steps", "20000")
     code, _, err = trainer.finish()
     assert code == 0, err
-    assert f"worker 1 failed 2 times, given up ({UNBUILT})" in err
+    assert f"worker 1 failed 2 times, given up ({UNBUILT}" in err
     assert (trainer.result()["steps"], trainer.result()["restarts"]) == (20000, 1)
 
 

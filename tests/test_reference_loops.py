@@ -120,7 +120,7 @@ Params = dict[str, torch.Tensor]
 
 class Output(NamedTuple):
     q: torch.Tensor  # [N, A]; a3c: log pi
-    atoms: torch.Tensor | None  # [N, A, atoms]
+    distribution: torch.Tensor | None  # [N, A, atoms]
     value: torch.Tensor | None  # [N], a3c
     state: tuple[torch.Tensor, torch.Tensor] | None
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from async_dqn.parameters import layout
-from async_dqn.parameters.block import Section, SharedBlock
+from async_dqn.parameters.block import BlockSection, SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector, named_tensors
 from async_dqn.parameters.layout import STEPS, UPDATES
 from async_dqn.parameters.optimizers import OPTIMIZERS, SharedRMSProp
@@ -71,7 +71,7 @@ def join(*running: multiprocessing.Process) -> list[int | None]:
 
 
 def test_sections_start_at_zero_and_on_cache_lines_of_their_own() -> None:
-    block = SharedBlock((Section("a", "int64", (3,)), Section("b", "float32", (2, 5))))
+    block = SharedBlock((BlockSection("a", "int64", (3,)), BlockSection("b", "float32", (2, 5))))
     assert block["a"].tolist() == [0, 0, 0] and block["b"].shape == (2, 5)
     assert block["a"].ctypes.data % 64 == block["b"].ctypes.data % 64 == 0
     block["a"][:] = -1
@@ -164,14 +164,14 @@ def test_the_block_can_neither_shrink_nor_grow() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        Section("a", "float32", (32,)),  # same bytes, another type
-        Section("b", "int32", (32,)),  # another name
-        Section("a", "int32", (33,)),  # larger than the block
-        Section("a", "int32", (1,)),  # smaller
+        BlockSection("a", "float32", (32,)),  # same bytes, another type
+        BlockSection("b", "int32", (32,)),  # another name
+        BlockSection("a", "int32", (33,)),  # larger than the block
+        BlockSection("a", "int32", (1,)),  # smaller
     ],
 )
-def test_a_block_of_another_layout_is_refused(other: Section) -> None:
-    block = SharedBlock((Section("a", "int32", (32,)),))
+def test_a_block_of_another_layout_is_refused(other: BlockSection) -> None:
+    block = SharedBlock((BlockSection("a", "int32", (32,)),))
     with pytest.raises(RuntimeError, match=r"another (layout|size)"):
         SharedBlock((other,), os.dup(block.descriptor))
 

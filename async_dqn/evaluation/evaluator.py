@@ -285,7 +285,7 @@ class EvaluatorLoop:
         self._due_from = self._due_from or now
         if self._told or now < self._due_from + LATE_S:
             return
-        wanted, spent = self.evaluator.threshold < math.inf, self.evaluator.spent
+        wanted, spent = self.evaluator.threshold < math.inf, self.evaluator.cpu_spent_s
         share = f"{CPU_SHARE_TO_THRESHOLD if wanted else CPU_SHARE:.0%} of the run's CPU time"
         more = "" if wanted else f"; --stop-at-return allows {CPU_SHARE_TO_THRESHOLD:.0%}"
         text = (

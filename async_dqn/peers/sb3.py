@@ -22,6 +22,7 @@ from async_dqn.evaluation.crew import Crew
 from async_dqn.evaluation.episodes import EpisodeRunner
 from async_dqn.evaluation.evaluator import Evaluator
 from async_dqn.networks.heads import QOutput
+from async_dqn.parameters.layout import SLOT_WORDS
 from async_dqn.peers.environment import training_env
 from async_dqn.peers.settings import PeerSettings
 from async_dqn.processes.signals import StopSignals
@@ -82,6 +83,7 @@ class FrozenModel:
     def __init__(self, model: DQN) -> None:
         self.model, self.sequence = model, 0
         self.net = self.snapshot = self
+        self.slot = np.zeros(SLOT_WORDS, np.int64)
 
     def __call__(self, obs: torch.Tensor, state: None) -> tuple[QOutput, None]:
         """Q-values [N, A] of raw observations [N, ...]."""
@@ -109,7 +111,7 @@ class FrozenModel:
 class PeerEvaluator(Evaluator):
     """Our evaluator on a peer's network: the same episodes, seeds and decisions."""
 
-    spent, allowed = 0.0, math.inf  # evaluations are not on the peer's clocks
+    cpu_spent_s, cpu_budget_s = 0.0, math.inf  # evaluations are not on the peer's clocks
 
     def __init__(self, run_spec: RunSpec, model: DQN) -> None:
         self.run_spec, self.store = run_spec, FrozenModel(model)

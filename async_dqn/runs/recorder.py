@@ -247,7 +247,7 @@ class Recorder:
         return {
             name: value
             for name, value in self._config.flat().items()
-            if name in HPARAMS or (value != default[name] and name not in NO_HPARAMS)
+            if name in HPARAMS or (value != default.get(name) and name not in NO_HPARAMS)
         }
 
     def close(self) -> None:
