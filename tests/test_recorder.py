@@ -293,7 +293,7 @@ def test_plain_lines_come_every_ten_seconds_and_at_evaluations(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "00:01:30  450,000 steps (45%)  5,000 steps/s  return 180.2  evaluation -  left 00:01:50",
         "00:01:30  450,000 steps (45%)  5,000 steps/s  return 180.2  evaluation -  left 00:01:50",
-        "00:01:30  600,000 steps (60%)  0 steps/s  return -  evaluation 500.0  left --:--:--",
+        "00:01:30  600,000 steps (60%)  - steps/s  return -  evaluation 500.0  left --:--:--",
         "00:01:30  1,000 steps (100%)  final evaluation: 0 of 100 episodes",
         "00:01:30  1,000 steps (100%)  final evaluation: 20 of 100 episodes, about 40 s left",
     ]

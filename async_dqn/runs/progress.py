@@ -111,7 +111,7 @@ def _details(status: Status) -> list[str]:
         return [f"final evaluation: {done} of {episodes} episodes{left}"]
     left = (status.total - status.step) / status.fps if status.fps > 0 else None
     return [
-        f"{status.fps:,.0f} steps/s",
+        f"{status.fps:,.0f} steps/s" if status.fps else "- steps/s",  # not known yet
         f"return {score(status.training_return)}",
         f"evaluation {score(status.evaluation)}",
         f"left {duration(left)}",
