@@ -321,6 +321,7 @@ def test_update_of_the_network_of_an_environment(measure):
     assert sorted({result["parameters"] for result in results}) == sizes
 
 
+@pytest.mark.slow
 def test_start_up_by_number_of_workers(measure):
     words = ("--workers", "1,3", "--pairs", "1", "--set", "envs-per-worker=2")
     printed, results = measure("startup", *words)
@@ -372,6 +373,7 @@ def test_ratios_of_seconds_pair_by_pair():
     assert row_of("other", {**methods, "other": [failed]}, "ours", 5.0)[3:] == ["-", "-", "-"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # five processes, one after another
 def test_peers_in_turn_with_ours(measure, tmp_path):
     pytest.importorskip("stable_baselines3")

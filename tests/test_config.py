@@ -214,7 +214,7 @@ def test_later_sources_win(tmp_path):
 
 
 def test_preset_is_found_by_id_then_family_then_none():
-    assert resolve({"env": "CartPole-v0"})[0].optimizer.lr_schedule == "constant"
+    assert resolve({"env": "CartPole-v0"})[0].optimizer.lr_schedule == "linear"
     assert resolve({"env": "MinAtar/Freeway-v0"})[0].algorithm.algorithm == "q-lambda"
     assert resolve({"env": "ALE/Breakout-v5"})[0].network.network == "nips"
     nowhere = {"env": "Nowhere-v0", "workers": 2}

@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -94,7 +95,7 @@ def test_one_of_sixteen_workers_is_killed_and_replaced_without_a_dip_of_the_scor
     assert len(after) > 1 and set(after) == {1.0}
 
 
-@pytest.mark.parametrize("role", ["worker", "evaluator"])
+@pytest.mark.parametrize("role", ["worker", pytest.param("evaluator", marks=pytest.mark.slow)])
 def test_who_shows_no_sign_of_life_is_replaced(start, role):
     trainer = start(*SMALL, "--steps", "100000", "--hang-timeout", "1", "--eval-episodes", "5")
     trainer.wait_until_learning()
@@ -106,7 +107,7 @@ def test_who_shows_no_sign_of_life_is_replaced(start, role):
     assert death["role"] == role and "no sign of life" in death["cause"]
 
 
-@pytest.mark.parametrize("mode", ["async", "sync"])
+@pytest.mark.parametrize("mode", [pytest.param("async", marks=pytest.mark.slow), "sync"])
 def test_whose_environments_are_slow_together_is_not_taken_for_hung(start, mode):
     """Each takes half the time that is waited for a sign of life; a worker has four of them."""
     slow = "--import scripted_ids --env Scripted/Slow-v0 --env-arg reset=0.5 --env-arg step=0.02"
@@ -156,7 +157,7 @@ LONG_END = (
 @pytest.mark.parametrize(
     ("role", "number", "restarts"),
     [
-        ("player", "SIGSTOP", 0),
+        pytest.param("player", "SIGSTOP", 0, marks=pytest.mark.slow),
         ("evaluator", "SIGKILL", 1),
         pytest.param("player", "SIGKILL", 1, marks=pytest.mark.slow),
     ],
@@ -254,7 +255,7 @@ def test_an_evaluation_that_its_process_did_not_live_to_finish_is_due_again():
     [
         ("async", signal.SIGINT, 130),
         ("async", signal.SIGTERM, 143),
-        ("sync", signal.SIGHUP, 143),
+        pytest.param("sync", signal.SIGHUP, 143, marks=pytest.mark.slow),
         ("serial", signal.SIGTERM, 143),
     ],
 )
@@ -317,7 +318,7 @@ DEATHS = {
 }
 
 
-@pytest.mark.parametrize("mode", ["async", "sync"])
+@pytest.mark.parametrize("mode", ["async", pytest.param("sync", marks=pytest.mark.slow)])
 def test_every_death_in_an_environment_is_told_and_the_run_goes_on(start, tmp_path, mode):
     folder = tmp_path / "deaths"
     folder.mkdir()
@@ -448,7 +449,7 @@ def test_the_target_network_goes_on_without_an_evaluator(start):
     code, _, err = trainer.finish()
     assert code == 0, err
     assert trainer.result()["steps"] == 60000
-    assert f"evaluator failed 2 times, given up ({UNBUILT}" in err
+    assert re.search(rf"evaluator failed \d times, given up \({UNBUILT}", err)
     with (trainer.run / "metrics.csv").open() as file:
         *_, last = csv.DictReader(file)
     assert int(float(last["async/target_lag_steps"])) < 20_000

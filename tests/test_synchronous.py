@@ -259,7 +259,9 @@ def test_a_run_is_reproducible_and_meets_its_budget(tmp_path, average) -> None:
     assert 6001 / 40 <= result["updates"] <= 6001 / 40 * 1.2  # CartPole's resets take a step each
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "blow", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
 def test_a_worker_that_dies_or_hangs_is_replaced(tmp_path, blow) -> None:
     trainer = Trainer(tmp_path, *SYNC, "--steps", "120000", "--hang-timeout", "1")
     trainer.wait_for(trainer.has_learned)
