@@ -1,5 +1,6 @@
 """The user's own algorithms, networks, explorations and targets, in every mode, from any place."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -110,6 +111,23 @@ def test_classes_of_a_function_travel_to_the_workers_and_are_named_where_they_ar
     loaded = AsyncDQN.load(agent.run, env=Here, algorithm=Local(), network=torso)
     assert loaded.config.algorithm.algorithm == name
     assert loaded.learn(500).run == agent.run
+
+
+def wide(shape, width):
+    return nn.Linear(*shape, width)
+
+
+def test_functions_and_partials_are_named_with_their_arguments(tmp_path):
+    small = {"runs_dir": str(tmp_path), "mode": "serial", "workers": 1, "eval_episodes": 2}
+    agent = AsyncDQN(network=lambda shape: nn.Linear(*shape, 3), **small).learn(100)
+    assert agent.config.network.network.endswith("<lambda>")
+    partial = functools.partial(wide, width=5)
+    agent = AsyncDQN(network=partial, **small).learn(100)
+    settings = agent.config.network
+    assert settings.network == f"{__name__}:wide" and settings.network_arg == {"width": 5}
+    assert agent.run_spec.network().torso[0].out_features == 5
+    again = AsyncDQN.load(agent.run, network=wide)  # with the arguments that are stored
+    assert (again.q_values(np.ones(4)) == agent.q_values(np.ones(4))).all()
 
 
 def test_what_cannot_travel_is_refused_before_a_run_folder_exists(tmp_path):

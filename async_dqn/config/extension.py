@@ -7,6 +7,7 @@ given in Python. Rules and presets read an algorithm's `Traits`, never its name.
 import dataclasses
 import functools
 import importlib
+import operator
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -76,8 +77,10 @@ def takers(variant: str) -> tuple[str, ...]:
 def described(value: Any) -> tuple[str, dict[str, Any]]:
     """How settings name an object, a class or a function: `module:name`, and its arguments.
 
-    The arguments are the fields of a dataclass that its class declares itself.
+    The arguments are the keywords of a partial, or the fields that a dataclass declares itself.
     """
+    if isinstance(value, functools.partial):
+        return described(value.func)[0], dict(value.keywords)
     kind = value if hasattr(value, "__qualname__") else type(value)
     name = f"{kind.__module__}:{kind.__qualname__}"
     own = vars(kind).get("__annotations__", {}) if value is not kind else {}
@@ -134,16 +137,14 @@ def _imported(setting: str, name: str, modules: Collection[str]) -> Any:
         way = way or f"add --import {module} if you trust it"
         raise UserError(f"{setting} {name} is not part of this program; {way}")
     try:
-        found = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
+        holder = importlib.import_module(module)
+    except Exception as error:
+        cause = describe_error(error)
+        raise UserError(f"cannot import {module}: {cause}; check --import") from error
+    try:
+        return operator.attrgetter(path)(holder)
     except AttributeError:
         raise UserError(f"{setting} {name}: {module} has no {path}; check the name") from None
-    except Exception as error:
-        raise UserError(
-            f"cannot import {module}: {describe_error(error)}; check --import"
-        ) from error
-    return found
 
 
 def _made(setting: str, name: str, value: Any, arguments: Mapping[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FOREIGN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.<>]*")  # module:name of the user's own code
+FOREIGN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*")  # module:name of the user's own code
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # What other libraries (Stable-Baselines3, its zoo, CleanRL) call settings of ours.
 ELSEWHERE = {
