@@ -48,7 +48,10 @@ def evaluate(run: Path, episodes: int) -> float:
     return float(match[1])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    ["a3c", "rainbow", "bins", pytest.param("recurrent", marks=pytest.mark.slow)],
+)
 def test_a_method_runs_to_its_budget_and_is_evaluated(method, tmp_path) -> None:
     trainer, err = train(tmp_path, "--steps", "3000", *METHODS[method])
     result = trainer.result()

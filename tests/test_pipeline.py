@@ -155,7 +155,7 @@ def test_a_run_makes_the_updates_of_serial_mode_and_meets_its_budget(tmp_path) -
 
 
 @pytest.mark.parametrize(
-    "blow", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+    "blow", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGSTOP]
 )
 def test_a_broken_pipeline_ends_the_run_with_the_cause_and_it_resumes(tmp_path, blow) -> None:
     trainer = Trainer(tmp_path, *PRESET, *SLOW, "--steps", "1000000", "--hang-timeout", "1")

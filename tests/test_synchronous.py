@@ -247,7 +247,10 @@ def final_model(trainer: Trainer) -> dict:
     return checkpoint.load(checkpoint.resolve(trainer.run, fall_back=False)).tensors["model"]
 
 
-@pytest.mark.parametrize("average", [(), ("--sync-average", "params", "--sync-every", "4")])
+LOCAL_SGD = ("--sync-average", "params", "--sync-every", "4")
+
+
+@pytest.mark.parametrize("average", [(), pytest.param(LOCAL_SGD, marks=pytest.mark.slow)])
 def test_a_run_is_reproducible_and_meets_its_budget(tmp_path, average) -> None:
     trainers = [Trainer(tmp_path / name, *SYNC, *average, "--steps", "6001") for name in "ab"]
     models = [final_model(trainer) for trainer in trainers]
