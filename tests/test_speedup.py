@@ -42,6 +42,7 @@ def results(folder, workers: int) -> list[dict]:
 
 
 @pytest.mark.timeout(300)  # four processes, one after another
+@pytest.mark.slow
 def test_the_table_says_what_the_runs_say(arguments, tmp_path, capsys) -> None:
     arguments += ["--workers", "1,4", "--seeds", "2", "--first-seed", "7", "--out", "out"]
     assert cli.main(arguments) == 0
