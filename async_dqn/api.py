@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from async_dqn.config.config import UserError
-from async_dqn.config.extension import bring, find
+from async_dqn.config.extension import OPEN, bring, find
+from async_dqn.config.fields import either
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make
 from async_dqn.envs.actions import action_table
@@ -130,11 +131,9 @@ class AsyncDQN:
         `best` where none was confirmed are the latest. Learning always goes on from the latest.
         Raises UserError.
         """
-        if which not in ("best", "latest"):
-            raise UserError(f"which parameters: best or latest (got {which!r})")
         if self.run is None:
             raise UserError("nothing learned yet; call learn()")
-        self._load(checkpoint.load(checkpoint.resolve(self.run, best=which == "best")))
+        self._load(_found(self.run, which))
         return self
 
     @property
@@ -245,7 +244,9 @@ class AsyncDQN:
         `env` is needed for agents whose environment was a class or factory; another id than that
         of training is played instead of it. Raises UserError.
         """
-        found = checkpoint.load(checkpoint.resolve(path, best=which == "best"))
+        if unknown := objects.keys() - set(OPEN):
+            raise UserError(f"{min(unknown)} is none of {either(OPEN)}; drop it")
+        found = _found(path, which)
         agent = cls.__new__(cls)
         stored = stored_config(found)
         # A stored configuration is never trusted for imports.
@@ -324,6 +325,13 @@ class AsyncDQN:
         if not np.isfinite(batch).all():
             raise UserError("observation holds a number that is not finite")
         return batch, single
+
+
+def _found(path: str | Path, which: str) -> checkpoint.Checkpoint:
+    """One checkpoint, or that of a run folder which is asked for."""
+    if which not in ("best", "latest"):
+        raise UserError(f"which parameters: best or latest (got {which!r})")
+    return checkpoint.load(checkpoint.resolve(path, best=which == "best"))
 
 
 def _as_one(callback: Callback | Sequence[Callback] | None) -> Callback | None:

@@ -144,6 +144,10 @@ def test_the_best_checkpoint_scores_what_made_it_best(agent):
     assert loaded.use("best").evaluate(episodes=10)[0] == result["best_mean"]
     with pytest.raises(UserError, match=r"best or latest \(got 'newest'\)"):
         loaded.use("newest")
+    with pytest.raises(UserError, match=r"best or latest \(got 'newest'\)"):
+        AsyncDQN.load(agent.run, which="newest")
+    with pytest.raises(UserError, match="algoritm is none of algorithm, network"):
+        AsyncDQN.load(agent.run, algoritm=None)
 
 
 def test_in_a_callback_the_agent_is_that_of_the_running_run(tmp_path):
