@@ -31,6 +31,10 @@ WORKERS_PER_CORE = 8
 SIMULATED = Range("within [1, 4096], or none", lambda n: 1 <= n <= 4096)
 
 
+def _own_argument(what: str) -> Any:
+    return setting(dict, f"argument of {what} of your own; may be repeated", default_words="none")
+
+
 @dataclass(frozen=True)
 class EnvironmentConfig(SettingsSection):
     """What the agent acts in."""
@@ -86,9 +90,7 @@ class AlgorithmConfig(SettingsSection):
         },
         is_open=True,
     )
-    algorithm_arg: dict[str, Any] = setting(  # noqa: RUF009
-        dict, "argument of an algorithm of your own; may be repeated", default_words="none"
-    )
+    algorithm_arg: dict[str, Any] = _own_argument("an algorithm")  # noqa: RUF009
     lam: float = setting(
         0.65, "mix of the returns, 0 = one-step, 1 = n-step; q-lambda only", within=UNIT_INTERVAL
     )
@@ -129,9 +131,7 @@ class NetworkConfig(SettingsSection):
         },
         is_open=True,
     )
-    network_arg: dict[str, Any] = setting(  # noqa: RUF009
-        dict, "argument of a network of your own; may be repeated", default_words="none"
-    )
+    network_arg: dict[str, Any] = _own_argument("a network")  # noqa: RUF009
     hidden: tuple[int, ...] = setting(
         (128, 128), "widths of the layers of an mlp", unit="units", within=WIDTHS
     )
@@ -238,9 +238,7 @@ class OptimizerConfig(SettingsSection):
         },
         is_open=True,
     )
-    target_arg: dict[str, Any] = setting(  # noqa: RUF009
-        dict, "argument of a target of your own; may be repeated", default_words="none"
-    )
+    target_arg: dict[str, Any] = _own_argument("a target")  # noqa: RUF009
     target_tau: float = setting(
         0.005, "share of the parameters in a polyak target", within=UNIT_INTERVAL
     )
@@ -265,9 +263,7 @@ class ExplorationConfig(SettingsSection):
         },
         is_open=True,
     )
-    exploration_arg: dict[str, Any] = setting(  # noqa: RUF009
-        dict, "argument of an exploration of your own; may be repeated", default_words="none"
-    )
+    exploration_arg: dict[str, Any] = _own_argument("an exploration")  # noqa: RUF009
     epsilon_start: float = setting(1.0, "epsilon of the first step", within=UNIT_INTERVAL)
     epsilon_final: float = setting(
         0.05, "epsilon after annealing; the ladder has its own", within=UNIT_INTERVAL

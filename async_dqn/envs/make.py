@@ -226,8 +226,8 @@ def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
         make = partial(
             importlib.import_module("ale_py.vector_env").AtariVectorEnv,
             num_envs=num_envs if training else 1,
-            life_loss_info=training
-            and spec.life_loss_ends,  # not episodic_life: that starts a new game at a lost life
+            # Not episodic_life: that starts a new game at a lost life.
+            life_loss_info=training and spec.life_loss_ends,
             episodic_life=False,
             reward_clipping=False,  # clipped here, so that the true score is known
             autoreset_mode=AutoresetMode.SAME_STEP if training else AutoresetMode.NEXT_STEP,

@@ -89,7 +89,7 @@ class Crew:
         return self.results(first, self._whole)
 
     def take(self) -> int | None:
-        """See `player.Source`."""
+        """See `episodes.Source`."""
         if self._next < self._end and len(self._own) < self._share:
             self._own.add(self._next)
             self._next += 1
@@ -102,7 +102,7 @@ class Crew:
         return None
 
     def take_until(self, stop: int) -> None:
-        """See `player.Source`."""
+        """See `episodes.Source`."""
         self._next = max(self._next, stop)
 
     @property

@@ -15,7 +15,6 @@ import numpy as np
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.evaluation.crew import Crew
 from async_dqn.evaluation.episodes import EpisodeRunner
-from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.training.clock import LOST_VALUES, Times
@@ -75,12 +74,7 @@ def measure(run_spec: RunSpec, seconds: float = MEASURE_S) -> Times:
     """Time one learner of `run_spec` for `seconds` after a warm-up, and this machine's memory."""
     # Where there is replay, what counts is an update that draws from it.
     run_spec = replace(run_spec, config=run_spec.config.with_settings({"replay_start": 1}))
-    network = FlatNetwork(run_spec.network(), gradient=False)
-    block = SharedBlock(run_spec.sections(len(network.vector)))
-    block["multipliers"][:] = 1.0
-    store = run_spec.plain_store(block, 0)
-    store.theta.copy_(network.vector)
-    store.sync_target(0)
+    store, network = run_spec.alone()
     learner = TimedLearner(run_spec, store, 0)
     try:
         learner.reset(0)

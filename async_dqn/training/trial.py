@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from async_dqn.config.fields import UserError, describe_error
-from async_dqn.parameters.block import SharedBlock
-from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.run_spec import RunSpec
 
@@ -22,12 +20,7 @@ WANTED = {
 
 def try_out(run_spec: RunSpec) -> None:
     """Act, learn and publish once in this process. Raises UserError, which names what failed."""
-    vector = FlatNetwork(run_spec.network(), gradient=False).vector
-    block = SharedBlock(run_spec.sections(len(vector)))
-    block["multipliers"][:] = 1.0
-    store = run_spec.plain_store(block, 0)
-    store.theta.copy_(vector)
-    store.sync_target(0)
+    store, _ = run_spec.alone()
     with _blaming(run_spec, "target"):
         store.sync_target(1)
     learner = Learner(run_spec, store, 0)

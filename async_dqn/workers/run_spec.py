@@ -153,6 +153,16 @@ class RunSpec:
             every = None
         return ParameterStore(block, self.optimizer(), slot, self.target_rule, every)
 
+    def alone(self) -> tuple[ParameterStore, FlatNetwork]:
+        """A new network, and a store with it on a block of its own, to try a learner with."""
+        network = FlatNetwork(self.network(), gradient=False)
+        block = SharedBlock(self.sections(len(network.vector)))
+        block["multipliers"][:] = 1.0
+        store = self.plain_store(block, 0)
+        store.theta.copy_(network.vector)
+        store.sync_target(0)
+        return store, network
+
     def store(self, block: SharedBlock, worker: int) -> ParameterStore:
         """The store of a worker."""
         parallel = self.config.parallel
