@@ -125,6 +125,7 @@ METHODS = {
     "a3c": {"algorithm": "a3c", "optimizer": "shared-rmsprop"},
     "rmsprop": {"optimizer": "rmsprop", "lr_schedule": "linear"},
     "momentum": {"optimizer": "momentum", "lr": 0.1, "distributional": "quantile", "atoms": 5},
+    "scaled": {"normalize_observations": True, "scale_rewards": True},
 }
 REPLAY = {"replay_capacity": 600, "replay_start": 300, "batch_size": 16}  # it goes round
 

@@ -239,6 +239,7 @@ def test_one_worker_makes_the_same_updates_in_every_mode(algorithm: str) -> None
 
 SYNC = (*SMALL, "--mode", "sync", "--eval-episodes", "5", "--quiet")
 SYNC += ("--rollout-length", "5", "--epochs", "1")
+SCALED = ("--normalize-observations", "--scale-rewards")
 
 
 def final_model(trainer: Trainer) -> dict:
@@ -250,7 +251,7 @@ def final_model(trainer: Trainer) -> dict:
 LOCAL_SGD = ("--sync-average", "params", "--sync-every", "4")
 
 
-@pytest.mark.parametrize("average", [(), pytest.param(LOCAL_SGD, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("average", [SCALED, pytest.param(LOCAL_SGD, marks=pytest.mark.slow)])
 def test_a_run_is_reproducible_and_meets_its_budget(tmp_path, average) -> None:
     trainers = [Trainer(tmp_path / name, *SYNC, *average, "--steps", "6001") for name in "ab"]
     models = [final_model(trainer) for trainer in trainers]

@@ -43,6 +43,7 @@ NEEDS = {
     "on_policy": {"true": {"epochs": 1, "minibatches": 1}},
     "model_parallel": {"true": {"epochs": 1, "minibatches": 1}},
 }
+NONE = "none"  # in place of the preset of an environment
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_DOTS = 1_000  # in a line; tomllib takes quadratic time and more over long dotted keys
@@ -164,7 +165,10 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Preset:
-    """The preset of this name; raises UserError when there is none."""
+    """The preset of this name, "none" is one that sets nothing; raises UserError when there is
+    no such preset."""
+    if name == NONE:
+        return Preset(NONE, ("*",), {}, {})
     if name not in names():
         raise UserError(f"unknown preset {show(name)}; choose {either(names())}")
     path = PRESET_FILES / f"{name}.toml"

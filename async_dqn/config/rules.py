@@ -169,6 +169,14 @@ RULES = (
         "--min-workers are of those that --workers counts; choose at most as many",
     ),
     Rule(
+        lambda c: c.network.normalize_observations and c.network.input_scaling,
+        "--normalize-observations and --input-scaling both scale vectors; choose one",
+    ),
+    Rule(
+        lambda c: c.network.normalize_observations and c.parallel.model_parallel,
+        "--model-parallel keeps no running moments; drop --normalize-observations",
+    ),
+    Rule(
         lambda c: c.parallel.model_parallel and c.run.device != "cpu",
         "--model-parallel splits the network between processes on the CPU; drop --device",
     ),

@@ -110,6 +110,9 @@ class AlgorithmConfig(SettingsSection):
         None, "rewards learned from are cut to [-X, X], then scaled", within=POSITIVE
     )
     reward_scale: float = setting(1.0, "factor on the rewards learned from", within=POSITIVE)
+    scale_rewards: bool = setting(
+        False, "divide rewards by the running deviation of their discounted sum"
+    )
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,9 @@ class NetworkConfig(SettingsSection):
     noisy: bool = setting(False, "noise learned in the dense layers (NoisyNet)")
     recurrent: bool = setting(False, "an LSTM after the torso, for hidden state")
     input_scaling: bool = setting(False, "map vectors with finite bounds to [-1, 1]")
+    normalize_observations: bool = setting(
+        False, "subtract the running mean of vectors and divide by their deviation"
+    )
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Architecture:
     recurrent: bool = False
     low: tuple[float, ...] | None = None  # with high the bounds of a vector to map to [-1, 1]
     high: tuple[float, ...] | None = None
+    normalize: bool = False  # vectors, by running mean and deviation
 
 
 def choose(config: Config, info) -> Architecture:
@@ -56,11 +57,13 @@ def choose(config: Config, info) -> Architecture:
         _check_fit(name, shape)
     if network.input_scaling and info.low is None:
         raise UserError("--input-scaling needs a vector with finite bounds; drop it")
+    if network.normalize_observations and len(shape) != 1:
+        raise UserError("--normalize-observations is for vectors; images have a scale; drop it")
     is_ours = len(shape) == 3 and not is_foreign(name)
     return Architecture(
         network=name,
         observation_shape=shape,
-        scale=info.scale,
+        scale=1.0 if network.normalize_observations else info.scale,
         num_actions=info.num_actions,
         hidden=tuple(network.hidden),
         layer_norm=True if network.layer_norm is None else network.layer_norm,
@@ -74,6 +77,7 @@ def choose(config: Config, info) -> Architecture:
         recurrent=network.recurrent,
         low=info.low if network.input_scaling else None,
         high=info.high if network.input_scaling else None,
+        normalize=network.normalize_observations,
     )
 
 

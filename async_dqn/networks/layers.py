@@ -35,6 +35,33 @@ class Linear(nn.Linear):
         return gradient.mm(own["weight"]) if further else None
 
 
+class Normalize(nn.Module):
+    """(x - mean) * factor, cut to [-10, 10]: inputs by their running mean and deviation.
+
+    Both are parameters, so that they go wherever parameters go, but no gradient reaches them, and
+    hence no optimiser: `parameters.moments` writes them. At first they leave x as it is.
+    """
+
+    LIMIT = 10.0
+
+    def __init__(self, inputs: int):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(inputs))
+        self.factor = nn.Parameter(torch.ones(inputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, factor = self._parameters.values()
+        return ((x - mean.detach()) * factor.detach()).clamp_(-self.LIMIT, self.LIMIT)
+
+    __call__ = forward
+
+    def kept(self, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return self.forward(x), None
+
+    def backward(self, kept: Any, gradient: torch.Tensor, further: bool) -> torch.Tensor | None:
+        return None  # it comes first, and learns nothing
+
+
 class LayerNorm(nn.LayerNorm):
     """Over the last dimension, with a learned scale and shift."""
 
@@ -84,7 +111,7 @@ class Sequential(nn.Sequential):
 
 
 class Chain:
-    """`Linear`, `LayerNorm` and `ReLU` one after another, learning without autograd's graph.
+    """`Linear`, `LayerNorm` and `ReLU`, perhaps after `Normalize`, one after another, learning without autograd's graph.
 
     Its nodes take as long as the arithmetic of a small batch. The kernels are the same, and so is
     the gradient, bit for bit.
@@ -97,7 +124,7 @@ class Chain:
     @classmethod
     def of(cls, layers: Sequence[nn.Module]) -> Self | None:
         """The chain of these layers; None where one of them is of another kind."""
-        kinds = (Linear, LayerNorm, ReLU)
+        kinds = (Normalize, Linear, LayerNorm, ReLU)
         return cls(layers) if all(type(layer) in kinds for layer in layers) else None
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import nn
 
 from async_dqn.config.fields import UserError, describe_error
 from async_dqn.networks.architecture import Architecture
-from async_dqn.networks.layers import LayerNorm, Linear, ReLU, Sequential
+from async_dqn.networks.layers import LayerNorm, Linear, Normalize, ReLU, Sequential
 from async_dqn.networks.noisy import NoisyLinear
 
 # Convolution stacks: (channels, kernel, stride) per layer and the width of the dense layer.
@@ -50,10 +50,9 @@ def build_torso(
 def _own_torso(architecture: Architecture, build: Callable) -> tuple[nn.Sequential, int]:
     """Raises UserError for what cannot be shared out to workers as a vector of parameters."""
     shape, name = architecture.observation_shape, architecture.network
-    bounds = [] if architecture.low is None else [RescaleBox(architecture.low, architecture.high)]
     try:
         module = build(shape)
-        torso = Sequential(*bounds, module)
+        torso = Sequential(*_scaling(architecture), module)
         before = [buffer.clone() for buffer in torso.buffers()]
         features = torso(torch.zeros(2, *shape))
     except Exception as error:
@@ -71,6 +70,13 @@ def _own_torso(architecture: Architecture, build: Callable) -> tuple[nn.Sequenti
             f"network {name} keeps running statistics, which workers cannot share; use LayerNorm"
         )
     return torso, features.shape[1]
+
+
+def _scaling(architecture: Architecture) -> list[nn.Module]:
+    """What comes before the first layer that learns."""
+    if architecture.normalize:
+        return [Normalize(*architecture.observation_shape)]
+    return [] if architecture.low is None else [RescaleBox(architecture.low, architecture.high)]
 
 
 class RescaleBox(nn.Module):
@@ -117,9 +123,7 @@ class Residual(nn.Sequential):
 
 def _vector_torso(architecture: Architecture) -> tuple[nn.Sequential, int]:
     (width,) = architecture.observation_shape
-    layers: list[nn.Module] = []
-    if architecture.low is not None:
-        layers.append(RescaleBox(architecture.low, architecture.high))
+    layers = _scaling(architecture)
     for hidden in architecture.hidden if architecture.network == "mlp" else ():
         layers += _dense(architecture, width, hidden)
         width = hidden

@@ -34,11 +34,13 @@ def sections(
     shared: bool = True,
     players: int = 0,
     targets: int = 1,
+    moments: tuple[int, int] = (0, 0),
 ) -> tuple[BlockSection, ...]:
     """The table of the block for these workers, `size` parameters (padded) and most players.
 
     `optimizer_rows` state vectors are there once if `shared`, else once for every worker; so many
-    vectors make up the target network.
+    vectors make up the target network; `moments` are the inputs that have a running mean and
+    variance, and whether rewards have.
     """
     owners = 1 if shared else workers
     return (
@@ -48,6 +50,8 @@ def sections(
         # one row per worker, one for the evaluator, one per player, and one with what earlier
         # sessions of the run did
         BlockSection("slots", "int64", (workers + 2 + players, SLOT_WORDS)),
+        BlockSection("input_moments", "float64", (workers + 1, 3, moments[0])),  # the last row as
+        BlockSection("return_moments", "float64", (workers + 1, 3, moments[1])),  # that of `slots`
         BlockSection("theta", "float32", (size,)),
         BlockSection("optimizer", "float32", (owners, optimizer_rows, size)),
         *_double_buffer("target", targets * size),

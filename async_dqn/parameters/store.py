@@ -20,6 +20,7 @@ from async_dqn.parameters.layout import (
     WAITING,
     WORKERS_STOP,
 )
+from async_dqn.parameters.moments import RunMoments
 from async_dqn.parameters.optimizers import Optimizer
 from async_dqn.parameters.published import DoubleBuffer
 from async_dqn.parameters.target import Copy, Target
@@ -66,6 +67,7 @@ class ParameterStore:
         self.slot = self.slots[slot]
         self._steps, self._updates = self.slots[:, STEPS], self.slots[:, UPDATES]
         self._multipliers = block["multipliers"]
+        self.moments = RunMoments(block, slot)
         self._pulled_others = 0
         self._seen_target = 0
 
@@ -144,6 +146,7 @@ class ParameterStore:
         but the slot's count of skipped updates.
         """
         staleness = self._updates_of_others - self._pulled_others
+        self.moments.publish(self.theta, 0)
         if gradient is None:
             return staleness
         if max_staleness is not None and staleness > max_staleness:

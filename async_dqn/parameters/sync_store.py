@@ -167,9 +167,10 @@ class SynchronousStore(ParameterStore):
         if self._every is None:
             rate = lr * self.learning_rate_multiplier
             self.optimizer.step(rows[0], average[0], rows[1:], rate, self._count)
-            return
-        for row, mean in zip(rows, average, strict=True):
-            row.copy_(mean)
+        else:
+            for row, mean in zip(rows, average, strict=True):
+                row.copy_(mean)
+        self.moments.publish(rows[0], self._slice.start)  # nobody adds until all are done
 
     def _take_average(self) -> None:
         for own, row in zip(self._part, [self.theta, *self.state], strict=True):

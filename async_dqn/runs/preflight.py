@@ -6,8 +6,10 @@ import os
 import platform
 import resource
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from async_dqn.config.config import UserError
@@ -93,6 +95,7 @@ def check_tensors(run_spec: RunSpec, found: Checkpoint) -> None:
         check_named(
             dict.fromkeys(run_spec.state_names(workers), shape), tensors.get("optimizer", {})
         )
+        _check_moments(run_spec, tensors.get("moments", {}))
         shard = run_spec.replay_shard() if "replay" in tensors else None
         for worker in range(run_spec.config.parallel.workers if shard is not None else 0):
             own = of_worker(tensors["replay"], worker)
@@ -102,6 +105,18 @@ def check_tensors(run_spec: RunSpec, found: Checkpoint) -> None:
         raise UserError(
             f"checkpoint does not match: {error}; start a new run without --resume"
         ) from None
+
+
+def _check_moments(run_spec: RunSpec, stored: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError where running moments are missing, misshapen, or no numbers."""
+    columns = {"inputs": run_spec.normalized_inputs}
+    columns["returns"] = int(run_spec.config.algorithm.scale_rewards)
+    for name in [name for name in columns if columns[name]]:
+        rows, wanted = stored.get(name), (3, columns[name])
+        if rows is None or rows.dtype != np.int64 or rows.shape[1:] != wanted:
+            raise ValueError(f"running moments of {name} are missing, or not of {wanted}")
+        if not np.isfinite(rows.view(np.float64)).all():
+            raise ValueError(f"running moments of {name} are not finite")
 
 
 def _check_files(workers: int, players: int) -> None:

@@ -18,6 +18,7 @@ import torch
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector, named_tensors
 from async_dqn.parameters.layout import CPU_NS, ENV_ERRORS, EPISODES, SKIPPED, STEPS, UPDATES
+from async_dqn.parameters.moments import Moments
 from async_dqn.processes.signals import write_stderr
 from async_dqn.runs import checkpoint as checkpoints
 from async_dqn.runs.checkpoint import Checkpoint, Tensors
@@ -261,12 +262,19 @@ class Run:
         replay = {}
         if model is None and self.replay_arrays is not None:
             replay = {"replay": self.replay_arrays()}
+        moments = {k: m.rows.copy().view(np.int64) for k, m in self._moments().items()}
         return {
             **replay,
+            **({"moments": moments} if moments else {}),
             "model": named_tensors(net, self.store.theta if model is None else model),
             **self._named_targets(),
             "optimizer": {n: row.numpy().copy() for n, row in self._optimizer_rows().items()},
         }
+
+    def _moments(self) -> dict[str, Moments]:
+        """What there is of running moments, by name."""
+        both = {"inputs": self.store.moments.inputs, "returns": self.store.moments.returns}
+        return {name: moments for name, moments in both.items() if moments.rows.size}
 
     def _named_targets(self) -> Tensors:
         """The networks of the target, each a file of its own."""
@@ -320,6 +328,8 @@ class Run:
         targets += targets[-1:] * (len(stems) - len(targets))  # there were fewer
         kept = [flat_vector(net, target) for target in targets]
         self.store.target.publish(torch.cat(kept), state["target_step"])
+        for name, moments in self._moments().items():
+            moments.restore(checkpoint.tensors["moments"][name].view(np.float64))
         for name, word in TOTALS.items():
             self.store.slot[word] = state[name]
         if (

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from async_dqn.algorithms.rollout import Rollout
+from async_dqn.algorithms.rollout import Rollout, flat
 from async_dqn.algorithms.rollout_passes import LossOutput
 from async_dqn.config.fields import describe_error, one_line
 from async_dqn.envs.make import make_vector
@@ -22,6 +22,7 @@ from async_dqn.parameters.layout import (
     SKIPPED,
     STEPS,
 )
+from async_dqn.parameters.moments import DiscountedSums
 from async_dqn.parameters.optimizers import Optimizer
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.child_side import PermanentError
@@ -64,6 +65,7 @@ class Learner:
             run_spec.info.num_actions,
         )
         self.shard = run_spec.replay_shard()
+        self._sums = DiscountedSums(count, config.algorithm.gamma)
         self.statistics = Statistics()
         self._fault, self._faults, self._fault_step = "", 0, 0
         self_check(self.network, run_spec.optimizer())
@@ -80,6 +82,8 @@ class Learner:
             self.epsilon(self.store.steps),
             run_spec.generator(TRAINING, *stream),
         )
+        self._sums.reset()
+        self.store.moments.begin()
         if self.shard is not None:
             self.shard.cut()
 
@@ -107,9 +111,12 @@ class Learner:
         rollout = self.collector.collect(self.epsilon(step), budget, self._record)
         self.slot[PHASE] = LEARNING
         self.slot[EPISODES] += self.collector.take_episode_count()
+        self._add_moments(rollout)
         if self.shard is not None:
             self.shard.add(rollout)
-        elif self._passes > 1 and self.target is None:  # Q-learning: no other makes several passes
+        else:
+            self._scale_rewards(rollout)
+        if self.shard is None and self._passes > 1 and self.target is None:  # Q-learning
             self.algorithm.fix_targets(rollout)
         for k, batch in enumerate(self._batches(rollout, step)):
             if k:
@@ -148,7 +155,21 @@ class Learner:
             return None
         progress = step / self.run_spec.config.run.steps
         beta = replay.priority_beta + (1 - replay.priority_beta) * min(1.0, progress)
-        return self.shard.sample(self.generator, beta)
+        return self._scale_rewards(self.shard.sample(self.generator, beta))
+
+    def _add_moments(self, rollout: Rollout) -> None:
+        moments = self.store.moments
+        if moments.normalizes:
+            moments.inputs.add(flat(rollout.obs[:-1]))
+        if moments.scales_rewards:
+            sums = self._sums.after(rollout.rewards, rollout.ends)
+            moments.returns.add(sums.reshape(-1, 1))
+
+    def _scale_rewards(self, rollout: Rollout) -> Rollout:
+        """In place; replay holds them as they came, as the factor changes."""
+        if self.store.moments.scales_rewards:
+            rollout.rewards *= np.float32(self.store.moments.reward_factor)
+        return rollout
 
     def _gradient(self, rollout: Rollout) -> LossOutput:
         target = self.target.net if self.target is not None else None

@@ -130,6 +130,11 @@ class RunSpec:
             return 0
         return evaluation_processes(self.config.parallel.workers, usable_cores()) - 1
 
+    @property
+    def normalized_inputs(self) -> int:
+        """How many numbers of an observation are normalised by their running moments."""
+        return self.architecture.observation_shape[0] if self.architecture.normalize else 0
+
     def sections(self, size: int) -> tuple[BlockSection, ...]:
         """The table of the shared block for `size` parameters (padded)."""
         parallel, rows = self.config.parallel, self.optimizer().rows
@@ -140,6 +145,7 @@ class RunSpec:
             self.shared_state,
             self.most_players,
             self.target_rule.networks,
+            (self.normalized_inputs, int(self.config.algorithm.scale_rewards)),
         )
         if parallel.mode != "sync":
             return table
