@@ -7,6 +7,7 @@ from async_dqn.algorithms.exploration import (
     BOLTZMANN,
     EPSILON_GREEDY,
     LADDER,
+    Persistence,
     Schedule,
     apex_ladder,
     epsilon_greedy,
@@ -142,3 +143,32 @@ def test_epsilon_greedy_is_the_same_for_the_same_generator_state() -> None:
         epsilon_greedy(q_values, epsilons, np.random.default_rng(7))[0] for _ in range(2)
     )
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("exponent", [2.0, 3.0])
+def test_random_actions_last_as_long_as_the_zeta_distribution_says(exponent) -> None:
+    random, persistence = np.random.default_rng(0), Persistence(exponent, 500)
+    runs, before, length = [], None, np.zeros(500, int)
+    for _ in range(400):  # every choice is random, of so many that two are hardly ever alike
+        choice = random.integers(10**9, size=500), np.zeros(500, bool)
+        actions, greedy = persistence.prolong(choice, np.zeros(500, bool), random)
+        assert not greedy.any()
+        again = actions == before
+        runs += length[~again].tolist() if before is not None else []
+        length = np.where(again, length + 1, 1)
+        before = actions
+    runs = np.array(runs)
+    for n in (1, 2, 3):
+        expected = n**-exponent / {2.0: 1.6449, 3.0: 1.2021}[exponent]
+        assert (runs == n).mean() == pytest.approx(expected, rel=0.08)
+
+
+def test_a_random_action_ends_with_its_episode_and_greedy_ones_are_left_alone() -> None:
+    persistence, random = Persistence(1.01, 2), np.random.default_rng(0)  # lasts long
+    none = np.zeros(2, bool)
+    first = np.array([3, 4])
+    persistence.prolong((first, np.array([False, True])), none, random)
+    actions, greedy = persistence.prolong((np.array([7, 8]), ~none), none, random)
+    assert actions.tolist() == [3, 8] and greedy.tolist() == [False, True]
+    actions, greedy = persistence.prolong((np.array([7, 8]), ~none), ~none, random)
+    assert actions.tolist() == [7, 8] and greedy.all()

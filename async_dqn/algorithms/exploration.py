@@ -97,6 +97,37 @@ def apex_ladder(count: int) -> Floats:
     return (APEX_EPSILON**exponents).astype(np.float32)
 
 
+class Persistence:
+    """Random actions that last: epsilon-z-greedy (Dabney et al. 2021, section 4.1).
+
+    Where a policy takes another than the greedy action, it is repeated for a number of steps drawn
+    from the zeta distribution with this exponent, or until the episode ends.
+    """
+
+    LONGEST = 1_000  # steps; the distribution has no end
+
+    def __init__(self, exponent: float, count: int):
+        self.exponent, self._left = exponent, np.zeros(count, np.int64)
+        self._actions = np.zeros(count, np.int64)
+
+    def prolong(
+        self, choice: Choice, starts: NDArray[np.bool_], generator: np.random.Generator
+    ) -> Choice:
+        """The choice [B] with what goes on in place of it; `starts` marks new episodes."""
+        actions, greedy = choice
+        self._left[starts] = 0
+        lasting = self._left > 0
+        actions = np.where(lasting, self._actions, actions)
+        greedy = greedy & ~lasting
+        self._left[lasting] -= 1
+        begun = np.flatnonzero(~greedy & ~lasting)
+        if begun.size:
+            lengths = generator.zipf(self.exponent, begun.size)
+            self._left[begun] = np.minimum(lengths, self.LONGEST) - 1
+            self._actions[begun] = actions[begun]
+        return actions, greedy
+
+
 # Policies
 
 

@@ -169,6 +169,10 @@ RULES = (
         "--min-workers are of those that --workers counts; choose at most as many",
     ),
     Rule(
+        lambda c: c.exploration.persistence is not None and _on_policy(c),
+        "--persistence acts otherwise than the policy that one-step-sarsa and a3c learn; drop it",
+    ),
+    Rule(
         lambda c: c.network.normalize_observations and c.network.input_scaling,
         "--normalize-observations and --input-scaling both scale vectors; choose one",
     ),

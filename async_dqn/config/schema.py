@@ -275,6 +275,12 @@ class ExplorationConfig(SettingsSection):
         0.05, "epsilon after annealing; the ladder has its own", within=UNIT_INTERVAL
     )
     epsilon_steps: int = setting(20_000, "annealing time", unit="global steps", within=COUNT)
+    persistence: float | None = setting(
+        None,
+        "random actions are repeated n times with a probability in proportion to n^-X (2 explores "
+        "far, 4 hardly); none: not repeated",
+        within=Range("above 1, or none", lambda x: x > 1),
+    )
     temperature_start: float = setting(1.0, "first temperature, in units of Q", within=POSITIVE)
     temperature_final: float = setting(
         0.01, "temperature after annealing, in units of Q", within=POSITIVE

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from async_dqn.algorithms.exploration import Persistence
 from async_dqn.algorithms.registry import Algorithm
 from async_dqn.algorithms.rollout import Rollout
 from async_dqn.config.config import AlgorithmConfig
@@ -37,6 +38,7 @@ class Collector:
         length: int,
         settings: AlgorithmConfig,
         num_actions: int,
+        persistence: float | None = None,
     ):
         self.envs, self.algorithm, self.net = envs, algorithm, net
         self.length, self.gamma = length, settings.gamma
@@ -45,6 +47,7 @@ class Collector:
         self._episodes = 0
         self._shape = (length, envs.num_envs)
         self._num_actions = num_actions
+        self._persistence = None if persistence is None else Persistence(persistence, envs.num_envs)
 
     def reset(self, seeds: Sequence[int], epsilon: NDArray, generator: np.random.Generator):
         """Start new episodes in all environments (one seed each) and choose the first actions."""
@@ -104,7 +107,10 @@ class Collector:
             self._state_before = restarted(self._state, self._starts[t])
             output, self._state = self.net(self._rows[t], self._state_before)
             self._q_values[t] = output.q_values.numpy()
-            self._actions[t], self._greedy[t] = self.algorithm.act(output, epsilon, self._generator)
+            choice = self.algorithm.act(output, epsilon, self._generator)
+            if self._persistence is not None:
+                choice = self._persistence.prolong(choice, self._starts[t], self._generator)
+            self._actions[t], self._greedy[t] = choice
 
     def _store(self, t: int, step: Step, budget: int) -> int:
         """Write row t as the environments give it; return how many of its transitions count."""

@@ -63,6 +63,7 @@ class Learner:
             config.parallel.rollout_length,
             config.algorithm,
             run_spec.info.num_actions,
+            config.exploration.persistence,
         )
         self.shard = run_spec.replay_shard()
         self._sums = DiscountedSums(count, config.algorithm.gamma)
