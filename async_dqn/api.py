@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from async_dqn.config.config import UserError
+from async_dqn.config.defaults import by_environment
 from async_dqn.config.extension import OPEN, bring, find
 from async_dqn.config.fields import either
 from async_dqn.config.presets import resolve
@@ -100,7 +101,8 @@ class AsyncDQN:
             changes["steps"] = total_steps
         if self.run is not None:
             changes["resume"] = str(self.run)
-        config = self.config.with_settings(changes)
+        asked = self._asked if self.run is None else self.config
+        config = asked.with_settings(changes)  # what follows from the environment, from the budget
         explicit = self._explicit | {"run.steps"}
         before = self.run
         try:
@@ -279,6 +281,8 @@ class AsyncDQN:
         own = find(self.config.by_name(), self._objects, modules)
         spec = EnvSpec.of(self.config.environment, self._factory)
         info = make.probe(spec)
+        self._asked = self.config
+        self.config, _ = by_environment(self.config, self._explicit, info)
         self.run_spec = RunSpec(
             self.config, spec, info, architecture.choose(self.config, info), own
         )

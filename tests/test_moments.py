@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from runs import refused
 from test_serial import last, train
 
 from async_dqn import AsyncDQN
@@ -15,6 +14,7 @@ from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.layout import sections
 from async_dqn.parameters.moments import DiscountedSums, Moments, RunMoments, merged
 from async_dqn.training import training
+from runs import refused
 
 BOTH = {"normalize_observations": True, "scale_rewards": True}
 

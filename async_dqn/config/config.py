@@ -7,6 +7,7 @@ value into the setting's type or raises one clear line.
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
 from async_dqn.config.cores import usable_cores
@@ -83,12 +84,17 @@ class Config:
         config = cls.from_flat({**values, **for_workers(settings, whole.keys(), reference)})
         return dataclasses.replace(config, whole={**whole, "workers": reference})
 
-    def shared_out_anew(self, fixed: Collection[str]) -> Self:
-        """The same for the workers it has now; what was fixed before stays so."""
+    def shared_out_anew(
+        self, fixed: Collection[str], changed: Mapping[str, Any] = MappingProxyType({})
+    ) -> Self:
+        """The same for the workers it has now; what was fixed before stays so.
+
+        `changed` are settings that take the place of its own, for the whole.
+        """
         whole = {name: value for name, value in self.whole.items() if name not in fixed}
         reference = whole.pop("workers", REFERENCE)
         given = set(FOLLOWING) - whole.keys()
-        return self.shared_out({**self.by_name(), **whole}, given, reference)
+        return self.shared_out({**self.by_name(), **whole, **changed}, given, reference)
 
     def with_settings(self, values: Mapping[str, Any]) -> Self:
         """A copy with the settings named in `values` (`{"lr": 1e-3}`) replaced."""
@@ -124,7 +130,7 @@ class Config:
     @classmethod
     def from_dict(cls, sections: Mapping[str, Mapping[str, Any]]) -> Self:
         """Inverse of `to_dict`; missing keys take their defaults, unknown ones are refused."""
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"defaults": "fixed"}  # as they were
         whole: dict[str, Any] = {}
         for section, fields in sections.items():
             for name, value in fields.items():

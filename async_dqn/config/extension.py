@@ -115,7 +115,7 @@ def find(
     for setting in OPEN:
         name = settings.get(setting)
         if name is not None and is_foreign(name):
-            given = objects[setting] if setting in objects else _imported(setting, name, modules)
+            given = objects[setting] if setting in objects else imported(setting, name, modules)
             found[setting] = _made(setting, name, given, settings.get(f"{setting}_arg", {}))
     if "algorithm" in found:
         declare(settings["algorithm"], found["algorithm"])
@@ -130,7 +130,8 @@ def declare(name: str, algorithm: Any) -> None:
     ALGORITHMS[name] = traits
 
 
-def _imported(setting: str, name: str, modules: Collection[str]) -> Any:
+def imported(setting: str, name: str, modules: Collection[str]) -> Any:
+    """What `module:name` means; raises UserError unless the user named its module."""
     module, _, path = name.partition(":")
     if module not in modules:
         way = f"give {setting}=... in Python" if "<" in path or module == "__main__" else ""

@@ -127,7 +127,7 @@ def parse_train(argv: Sequence[str]) -> dict[str, Any]:
 def parse_value(about: Setting, text: Any, option: str = "") -> Any:
     """The checked value of an option's text (a list of texts for repeatable options)."""
     if about.kind is dict:
-        return check(about, dict(_key_value(about, pair) for pair in text))
+        return check(about, dict(key_value(about.option, pair) for pair in text))
     if about.item is int:
         return check(about, [_number(width) for width in text.split(",")])
     if about.kind is float:
@@ -172,10 +172,11 @@ def _spelled_out(text: str) -> str:
     return f"; write {plain}" + (f" or {grouped}" if grouped != plain else "")
 
 
-def _key_value(about: Setting, pair: str) -> tuple[str, Any]:
+def key_value(option: str, pair: str) -> tuple[str, Any]:
+    """Key and value of an option's `key=value`, a value of TOML or JSON, else text."""
     key, equals, text = pair.partition("=")
     if not equals or not key.isidentifier():
-        raise refuse(about.option, "KEY=VALUE", pair)
+        raise refuse(option, "KEY=VALUE", pair)
     return key, _toml_or_json(text)
 
 

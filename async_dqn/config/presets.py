@@ -44,6 +44,7 @@ NEEDS = {
     "model_parallel": {"true": {"epochs": 1, "minibatches": 1}},
 }
 NONE = "none"  # in place of the preset of an environment
+FIXED = {"defaults": "fixed"}
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_DOTS = 1_000  # in a line; tomllib takes quadratic time and more over long dotted keys
@@ -109,13 +110,20 @@ def resolve(
 
 
 def _tuned(chosen: Mapping[str, Any], named: Preset | None) -> dict[str, Any]:
-    """What presets say, where `chosen` gives the environment and perhaps the algorithm."""
+    """What presets say, where `chosen` gives the environment and perhaps the algorithm.
+
+    Without any, what the environment shows decides, once it is there (`defaults`).
+    """
+    if named is not None and named.name == NONE:
+        return {}
     if named is not None and named.env:
-        return named.for_choices(chosen)
+        return named.for_choices(chosen) | FIXED
     env = chosen.get("env", SETTINGS["env"].default)
     over = named.for_choices({"env": env, **chosen}) if named is not None else {}
     base = find(env)
-    return merge(base.for_choices({**over, **chosen}) if base else {}, over)
+    if base is None and named is None:
+        return {}
+    return merge(base.for_choices({**over, **chosen}) if base else {}, over) | FIXED
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,9 +178,13 @@ def load(name: str) -> Preset:
     if name == NONE:
         return Preset(NONE, ("*",), {}, {})
     if name not in names():
-        raise UserError(f"unknown preset {show(name)}; choose {either(names())}")
-    path = PRESET_FILES / f"{name}.toml"
-    data = read_toml(str(path))
+        raise UserError(f"unknown preset {show(name)}; choose {either([*names(), NONE])}")
+    return read_preset(PRESET_FILES / f"{name}.toml")
+
+
+def read_preset(path: Path) -> Preset:
+    """The preset in a file of this package."""
+    name, data = path.stem, read_toml(str(path))
     env = tuple(data.pop("env", ()))
     tables = {
         key.removeprefix("per-").replace("-", "_"): {

@@ -48,12 +48,31 @@ class EnvironmentConfig(SettingsSection):
         "module that registers environments, loaded only when named here; may be repeated",
         default_words="none",
     )
+    wrap: tuple[str, ...] = setting(
+        (),
+        "wrapper of the environment, 'module:Class key=value ...'; may be repeated, the first is "
+        "innermost; modules but gymnasium.wrappers need --import",
+        default_words="none",
+    )
+    eval_wrap: tuple[str, ...] = setting(
+        (),
+        "wrapper in evaluations in place of --wrap; may be repeated; none: no wrapper",
+        default_words="as --wrap",
+    )
     max_episode_steps: int | None = setting(
         None,
         "longest episode",
         unit="steps",
         within=COUNT_OR_NONE,
         default_words="the id's own limit, else 27000 for Atari, 10000",
+    )
+    defaults: str = setting(
+        "by-environment",
+        "settings that neither you nor a preset gives",
+        choices={
+            "by-environment": "by the kind of its spaces and the time of a step",
+            "fixed": "as listed here",
+        },
     )
     action_bins: int = setting(
         5, "values per dimension of continuous actions", unit="bins", within=FROM_TWO

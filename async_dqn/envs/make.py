@@ -8,6 +8,7 @@ environments for everything else. A fourth, EnvPool, is for training where it is
 import dataclasses
 import importlib
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -50,6 +51,7 @@ __all__ = [
     "probe",
 ]
 
+TIMED_STEPS, TIMED_S = 100, 0.3  # of a random player, whichever comes first
 CODES_SIDE, CODES_STEPS, LARGEST_CODE = 16, 200, 32
 FEW = 2  # up to here a loop takes less time than NumPy does (CartPole: 19 and 40 us for two)
 KEEP_STATISTICS = (NormalizeObservation, NormalizeReward)
@@ -64,6 +66,7 @@ def make_vector(
     `alive` is called after every single environment that was made, or is slow. Raises UserError
     when the environment cannot be made or its spaces are not supported.
     """
+    spec = spec if training else spec.in_evaluation
     if training and spec.backend == "envpool":
         return _make_pool(spec, num_envs)
     if spec.is_atari:
@@ -77,7 +80,11 @@ def probe(spec: EnvSpec) -> EnvInfo:
     Raises UserError for everything a user can mend: unknown ids, missing packages, unsupported
     spaces, the old gym interface, constructors that raise. Warns of wrappers that keep statistics.
     """
+    if spec.wrap and (spec.is_atari or spec.backend == "envpool"):
+        raise UserError("--wrap is for single environments, not for ALE/ ids and envpool; drop it")
     batch = make_vector(spec, 1, training=True)
+    if spec.eval_wrap:
+        _check_evaluation(spec, batch.info)
     try:
         with creation_errors(spec):
             for env in getattr(batch.vector, "envs", ()):
@@ -87,9 +94,32 @@ def probe(spec: EnvSpec) -> EnvInfo:
             batch.step(np.zeros(1, np.int64))
             if not isinstance(batch.fault, NotFinite):
                 raise batch.fault
-            return _scaled_by_what_is_seen(batch)
+            info = _scaled_by_what_is_seen(batch)
+            spaces_seen = [env.observation_space for env in getattr(batch.vector, "envs", ())]
+            counted = any(isinstance(space, spaces.Discrete) for space in spaces_seen)
+            return dataclasses.replace(info, counted=counted, step_s=_time_of_a_step(batch))
     finally:
         batch.close()
+
+
+def _check_evaluation(spec: EnvSpec, seen: EnvInfo) -> None:
+    """Raise UserError unless an agent sees and does the same in evaluations."""
+    other = make_vector(spec, 1, training=False)
+    other.close()
+    fixed = ("kind", "observation_shape", "dtype", "num_actions", "actions")
+    for name in fixed:
+        there, here = getattr(other.info, name), getattr(seen, name)
+        if there != here:
+            raise UserError(f"--eval-wrap changes {name} from {here} to {there}; keep it as it is")
+
+
+def _time_of_a_step(batch: EnvBatch) -> float:
+    """Seconds on average, of a random player's steps and what resets these need."""
+    generator, begun, steps = np.random.default_rng(1), time.perf_counter(), 0
+    while steps < TIMED_STEPS and time.perf_counter() < begun + TIMED_S:
+        batch.step(generator.integers(batch.info.num_actions, size=1))
+        steps += 1
+    return (time.perf_counter() - begun) / steps
 
 
 def _scaled_by_what_is_seen(batch: EnvBatch) -> EnvInfo:
@@ -130,6 +160,7 @@ def make_to_watch(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:
         game.render_mode = render_mode
         return game
     shown = {} if render_mode is None else {"render_mode": render_mode}
+    spec = spec.in_evaluation
     env, limit = make_single(dataclasses.replace(spec, kwargs=spec.kwargs | shown))
     return gymnasium.wrappers.TimeLimit(env, limit)
 
@@ -158,7 +189,7 @@ def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
 
     A loop stands for it where environments are few and have no arguments, which may differ.
     """
-    if spec.id is None:
+    if spec.id is None or spec.wrap:
         return None
     registered = registered_spec(spec)
     if registered.vector_entry_point is None or registered.additional_wrappers:
@@ -275,8 +306,8 @@ def _warn_of_statistics(env: gymnasium.Env) -> None:
     if names:
         print(
             f"warning: {' and '.join(names)}: every copy of the environment has statistics of its "
-            "own, which no checkpoint holds, so scores mislead; scale by constants in the "
-            "environment, rewards with --reward-scale",
+            "own, which no checkpoint holds, so scores mislead; use --normalize-observations and "
+            "--scale-rewards instead",
             file=sys.stderr,
         )
 

@@ -11,7 +11,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from gymnasium.envs.registration import get_env_id, parse_env_id
 from async_dqn.config.config import UserError
 from async_dqn.config.fields import describe_error
 from async_dqn.config.schema import EnvironmentConfig
+from async_dqn.envs.wrap import wrapped
 
 DEFAULT_MAX_EPISODE_STEPS = 10_000
 OLD_ATARI = re.compile(r"([A-Z]\w+?)(NoFrameskip|Deterministic)?-v\d+$")  # of gym
@@ -54,7 +55,8 @@ class EnvSpec:
     `env` is a registered id or a class or factory that takes `kwargs`; `import_modules` are
     imported first, in every process; `max_episode_steps` None means the environment's own limit,
     else 27,000 for Atari and 10,000 for the rest; `action_bins` are the values that each dimension
-    of continuous actions is cut into; `backend` is what workers step. `clip_rewards` and
+    of continuous actions is cut into; `backend` is what workers step, in the wrappers `wrap`, for
+    which `eval_wrap` stands in evaluations. `clip_rewards` and
     `life_loss_ends` say how Atari is learned; scores are those of whole games either way.
     """
 
@@ -64,6 +66,8 @@ class EnvSpec:
     max_episode_steps: int | None = None
     action_bins: int = 5
     backend: str = "gymnasium"
+    wrap: tuple[str, ...] = ()
+    eval_wrap: tuple[str, ...] = ()
     clip_rewards: bool = True
     life_loss_ends: bool = True
 
@@ -79,9 +83,19 @@ class EnvSpec:
             settings.max_episode_steps,
             settings.action_bins,
             settings.env_backend,
+            settings.wrap,
+            settings.eval_wrap,
             settings.clip_rewards,
             settings.life_loss_ends,
         )
+
+    @property
+    def in_evaluation(self) -> "EnvSpec":
+        """What is played there, whose wrappers may be others."""
+        if not self.eval_wrap:
+            return self
+        others = () if self.eval_wrap == ("none",) else self.eval_wrap
+        return replace(self, wrap=others, eval_wrap=())
 
     @property
     def id(self) -> str | None:
@@ -112,7 +126,8 @@ class EnvInfo:
     actions are 0..num_actions-1; `frames_per_step` is 4 for Atari;
     `batched` says that many copies step together for little more than one costs; `actions` says
     what the numbers mean where the action space is not Discrete (`actions.action_mapping`);
-    `peak` is the largest number seen in bytes that are codes, not colours.
+    `peak` is the largest number seen in bytes that are codes, not colours; `counted` says that
+    observations are numbered states; a step of one environment took about `step_s` seconds.
     """
 
     kind: str
@@ -127,6 +142,8 @@ class EnvInfo:
     batched: bool = False
     actions: dict[str, Any] | None = None
     peak: int | None = None
+    counted: bool = False
+    step_s: float = 0.0
 
 
 def check_env_id(
@@ -204,6 +221,7 @@ def make_single(spec: EnvSpec) -> tuple[gymnasium.Env, int]:
         raise UserError(
             f"{spec.name} made a {type(env).__name__}, not a gymnasium.Env; port it to Gymnasium"
         )
+    env = wrapped(env, spec.wrap, spec.import_modules)
     own = registered if spec.id is not None else env.spec
     return env, episode_limit(spec, own.max_episode_steps if own is not None else None)
 

@@ -111,7 +111,8 @@ class Sequential(nn.Sequential):
 
 
 class Chain:
-    """`Linear`, `LayerNorm` and `ReLU`, perhaps after `Normalize`, one after another, learning without autograd's graph.
+    """`Linear`, `LayerNorm` and `ReLU` one after another, perhaps after a `Normalize`, learning
+    without autograd's graph.
 
     Its nodes take as long as the arithmetic of a small batch. The kernels are the same, and so is
     the gradient, bit for bit.

@@ -24,7 +24,7 @@ from async_dqn.processes.spawn import THREAD_VARIABLES
 PACKAGE = "stable-baselines3"
 # The settings that a peer shares with our methods.
 SHARED = (
-    *("env", "env_arg", "import_modules", "max_episode_steps", "action_bins"),
+    *("env", "env_arg", "import_modules", "wrap", "eval_wrap", "max_episode_steps", "action_bins"),
     *("workers", "eval_every", "eval_episodes", "stop_at_return"),
     *("steps", "seed", "runs_dir", "run_name", "quiet"),
 )

@@ -13,6 +13,7 @@ from async_dqn.runs.checkpoint_format import COUNTERS
 FIXED = (
     "environment.env",
     "environment.env_arg",
+    "environment.wrap",
     "environment.action_bins",
     "optimizer.optimizer",
 )

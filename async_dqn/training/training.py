@@ -20,6 +20,7 @@ import numpy as np
 
 from async_dqn.algorithms.exploration import schedule
 from async_dqn.config.config import Config, UserError, usable_cores
+from async_dqn.config.defaults import by_environment
 from async_dqn.config.extension import find, plain_name, traits_of
 from async_dqn.config.fields import describe_error, is_foreign
 from async_dqn.config.rules import check_combination
@@ -89,6 +90,9 @@ def train(
     late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
     with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
         info = make.probe(spec)
+    reasons: list[str] = []
+    if origin is None:
+        config, reasons = by_environment(config, explicit, info)
     _check_replay(config)
     run_spec = _run_spec(config, spec, info, own, origin)
     from async_dqn.runs.run import Run  # torch: late, as it is slow
@@ -98,7 +102,7 @@ def train(
         folder,
         contextlib.closing(_recorder(folder, config, info, origin, in_own_process)) as recorder,
     ):
-        _announce(run_spec, folder, notes)
+        _announce(run_spec, folder, notes, reasons)
         try:
             run = Run(run_spec, folder, recorder, origin, callback)
             recorder.start()
@@ -247,14 +251,17 @@ def _recorder(
     return Recorder(folder, config, asdict(info), step, wall_s, console, in_own_process, clock)
 
 
-def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str]) -> None:
-    """Print the resolved settings, who explores how much, and where the results go."""
+def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str], reasons: list[str]) -> None:
+    """Print the resolved settings and the `reasons` of defaults, who explores how much, and where
+    the results go."""
     config, info = run_spec.config, run_spec.info
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if config.run.quiet:
         return
     _say("settings", *_settings(run_spec), "others as by default (all are in config.json)")
+    if reasons:
+        _say("defaults", *reasons)
     _say("workers", *_sharing(config))
     _say(*_exploration(config))
     if info.peak is not None:

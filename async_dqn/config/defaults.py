@@ -1,0 +1,70 @@
+"""What holds where neither the user nor a preset says anything: rules by what an environment shows.
+
+The settings are those of `preset_files/by_kind`; docs/choosing.md has the evidence for each.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from async_dqn.config.config import Config
+from async_dqn.config.presets import FIXED, PRESET_FILES, merge, read_preset
+
+BY_KIND = PRESET_FILES / "by_kind"
+SLOW_S = 0.002  # a step that takes longer is worth learning from many times
+FEW_STEPS = 100_000  # so small a budget too
+KINDS = {  # by what observations are, what the settings are for
+    "table": "a table: observations are numbered states",
+    "vector": "vectors, normalised by their running mean and deviation",
+    "image": "images",
+    "parts": "observations of several parts",
+}
+SCARCE = "scarce"
+IMAGE_UPDATE_S = 0.01  # about, of a batch through convolutions on one core
+ANNEALED = 0.2  # share of the budget after which exploration has fallen
+
+
+def by_environment(
+    config: Config, explicit: Collection[str], info: Any
+) -> tuple[Config, list[str]]:
+    """The settings for the environment of `info` (an `EnvInfo`), and in words why these.
+
+    `explicit` are the dotted names of settings that stay as they are. Without effect where a
+    preset was found, or `--defaults fixed` is asked for.
+    """
+    if config.environment.defaults == "fixed":
+        return config, []
+    given = {name.rpartition(".")[2] for name in explicit}
+    now = config.by_name()
+    kinds, reasons = _kinds(info, now["steps"])
+    chosen = {name: now[name] for name in given}
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        preset = read_preset(BY_KIND / f"{kind}.toml")
+        so_far = {name: found[name] for name in found.keys() - preset.settings.keys()}
+        found = merge(found, preset.for_choices({**so_far, **chosen}))
+    found.setdefault("epsilon_steps", max(1, int(ANNEALED * now["steps"])))
+    if SCARCE in kinds and info.kind != "vector":
+        # Learning is to take about the time of acting, from one update for 8 steps to one for each.
+        found["epochs"] = min(
+            found["epochs"], max(1, round(found["epochs"] * info.step_s / IMAGE_UPDATE_S))
+        )
+    open_to_it = {name: value for name, value in found.items() if name not in given}
+    # Chosen once: a later look might measure another time.
+    return config.shared_out_anew(given, {**open_to_it, **FIXED}), reasons
+
+
+def _kinds(info: Any, steps: int) -> tuple[list[str], list[str]]:
+    """Files of `by_kind`, later ones over earlier ones, and what they are for."""
+    kind = info.kind
+    if kind == "vector" and info.counted:
+        kind = "table"
+    kinds, reasons = [kind], [KINDS[kind]]
+    scarce = []
+    if info.step_s > SLOW_S:
+        scarce.append(f"a step takes {1000 * info.step_s:.2g} ms")
+    if steps <= FEW_STEPS:
+        scarce.append("the budget is small")
+    if scarce:
+        kinds.append(SCARCE)
+        reasons.append(f"replay: {' and '.join(scarce)}")
+    return kinds, reasons
