@@ -74,11 +74,17 @@ def train(argv: Sequence[str]) -> int:
     config, explicit = resolve(given, *sources)
     if is_printed and (auto or config.run.resume):
         raise UserError("--print-config goes with neither --workers auto nor --resume; drop one")
-    if is_printed:
+    if is_printed and config.environment.defaults == "fixed":
         _say(to_toml(config))
         return 0
     from async_dqn.envs import make  # imports gymnasium: only now
 
+    if is_printed:
+        from async_dqn.config.defaults import by_environment
+
+        info = make.probe(make.EnvSpec.of(config.environment))
+        _say(to_toml(by_environment(config, explicit, info)[0]))
+        return 0
     make.check_env_id(config.environment.env, config.environment.import_modules)
     if auto:
         from async_dqn.bench.scaling import best_workers

@@ -16,6 +16,7 @@ A3C, SARSA = {"algorithm": "a3c"}, {"algorithm": "one-step-sarsa"}
 CATEGORICAL, QUANTILE = {"distributional": "categorical"}, {"distributional": "quantile"}
 REPLAY = {"replay": "uniform"}
 SIMULATED = {"mode": "serial", "simulate_workers": 4}
+NORMALIZED = {"normalize_observations": True}
 STAGES = {"model_parallel": True, "mode": "sync", "workers": 2}
 
 # Row of RULES: settings that are refused, each beside a neighbour that is not.
@@ -91,6 +92,9 @@ REFUSED = [
         {"value_rescaling": True, "env": "ALE/Pong-v5", "clip_rewards": False},
     ),
     (30, {"life_loss_ends": False}, {"life_loss_ends": False, "env": "ALE/Pong-v5"}),
+    (32, {"persistence": 2.0, "algorithm": "a3c"}, {"persistence": 2.0}),
+    (33, {"input_scaling": True, **NORMALIZED}, NORMALIZED),
+    (34, {**NORMALIZED, **STAGES}, NORMALIZED),
 ]
 
 

@@ -3,11 +3,13 @@
 The settings are those of `preset_files/by_kind`; docs/choosing.md has the evidence for each.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from async_dqn.config.config import Config
+from async_dqn.config.config import SETTINGS, Config
+from async_dqn.config.extension import traits_of
 from async_dqn.config.presets import FIXED, PRESET_FILES, merge, read_preset
+from async_dqn.config.rules import check_acts
 
 BY_KIND = PRESET_FILES / "by_kind"
 SLOW_S = 0.002  # a step that takes longer is worth learning from many times
@@ -35,8 +37,8 @@ def by_environment(
         return config, []
     given = {name.rpartition(".")[2] for name in explicit}
     now = config.by_name()
-    kinds, reasons = _kinds(info, now["steps"])
     chosen = {name: now[name] for name in given}
+    kinds, reasons = _kinds(info, now["steps"], chosen)
     found: dict[str, Any] = {}
     for kind in kinds:
         preset = read_preset(BY_KIND / f"{kind}.toml")
@@ -50,10 +52,12 @@ def by_environment(
         )
     open_to_it = {name: value for name, value in found.items() if name not in given}
     # Chosen once: a later look might measure another time.
-    return config.shared_out_anew(given, {**open_to_it, **FIXED}), reasons
+    config = config.shared_out_anew(given, {**open_to_it, **FIXED})
+    check_acts(chosen, config.by_name(), known=SETTINGS)
+    return config, reasons
 
 
-def _kinds(info: Any, steps: int) -> tuple[list[str], list[str]]:
+def _kinds(info: Any, steps: int, chosen: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Files of `by_kind`, later ones over earlier ones, and what they are for."""
     kind = info.kind
     if kind == "vector" and info.counted:
@@ -64,7 +68,9 @@ def _kinds(info: Any, steps: int) -> tuple[list[str], list[str]]:
         scarce.append(f"a step takes {1000 * info.step_s:.2g} ms")
     if steps <= FEW_STEPS:
         scarce.append("the budget is small")
-    if scarce:
+    on_policy = traits_of(chosen.get("algorithm", "q-lambda")).on_policy
+    learns_at_once = on_policy or chosen.get("recurrent") or chosen.get("replay") == "none"
+    if scarce and not learns_at_once:
         kinds.append(SCARCE)
         reasons.append(f"replay: {' and '.join(scarce)}")
     return kinds, reasons

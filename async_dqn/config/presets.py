@@ -148,12 +148,13 @@ def _is_auto(name: str, value: Any) -> bool:
 
 def _check_combination(config: Config, given: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
     """Refuse what only makes sense together; `given` leaves out the file, which may serve
-    several algorithms. A resumed run brings its own algorithm."""
+    several algorithms. A resumed run brings its own algorithm, an environment its own defaults."""
     if {"envs", "envs_per_worker"} <= chosen.keys():
         raise UserError("--envs is shared out, --envs-per-worker is a share of it; drop one")
     resume = config.run.resume
     values = config.by_name()
-    check_acts(given, values, known=chosen.keys() if resume is not None else values.keys())
+    is_open = resume is not None or config.environment.defaults != "fixed"
+    check_acts(given, values, known=chosen.keys() if is_open else values.keys())
     if resume not in (None, "auto") and config.run.run_name is not None:
         raise UserError(
             "--run-name cannot go with --resume, a resumed run keeps its name; drop --run-name"

@@ -169,18 +169,6 @@ RULES = (
         "--min-workers are of those that --workers counts; choose at most as many",
     ),
     Rule(
-        lambda c: c.exploration.persistence is not None and _on_policy(c),
-        "--persistence acts otherwise than the policy that one-step-sarsa and a3c learn; drop it",
-    ),
-    Rule(
-        lambda c: c.network.normalize_observations and c.network.input_scaling,
-        "--normalize-observations and --input-scaling both scale vectors; choose one",
-    ),
-    Rule(
-        lambda c: c.network.normalize_observations and c.parallel.model_parallel,
-        "--model-parallel keeps no running moments; drop --normalize-observations",
-    ),
-    Rule(
         lambda c: c.parallel.model_parallel and c.run.device != "cpu",
         "--model-parallel splits the network between processes on the CPU; drop --device",
     ),
@@ -211,6 +199,18 @@ RULES = (
         ),
         "--value-rescaling is for large returns, and Atari's rewards are clipped to 1; add "
         "--clip-rewards off or drop it",
+    ),
+    Rule(
+        lambda c: c.exploration.persistence is not None and _on_policy(c),
+        "--persistence acts otherwise than the policy that one-step-sarsa and a3c learn; drop it",
+    ),
+    Rule(
+        lambda c: c.network.normalize_observations and c.network.input_scaling,
+        "--normalize-observations and --input-scaling both scale vectors; choose one",
+    ),
+    Rule(
+        lambda c: c.network.normalize_observations and c.parallel.model_parallel,
+        "--model-parallel keeps no running moments; drop --normalize-observations",
     ),
 )
 
