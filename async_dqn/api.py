@@ -26,7 +26,8 @@ from async_dqn.config.fields import either
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make
 from async_dqn.envs.actions import action_table
-from async_dqn.envs.spaces import row_writer, split_batch
+from async_dqn.envs.rows import row_writer
+from async_dqn.envs.spaces import split_batch
 from async_dqn.envs.spec import EnvInfo, EnvSpec
 from async_dqn.evaluation.crew import Crew
 from async_dqn.evaluation.episodes import EpisodeRunner
@@ -269,16 +270,17 @@ class AsyncDQN:
                 raise
             trained = "".join(f" --import {name}" for name in sorted(missing))
             raise UserError(f"{error}; the run was trained with{trained}") from error
-        agent._build()
+        same = agent.config.environment.env == stored.environment.env
+        agent._build(found.state.get("env_info") if same else None)
         agent._load(found)
         return agent
 
-    def _build(self) -> None:
+    def _build(self, stored: Mapping[str, Any] | None = None) -> None:
         """The parts that follow from the settings: environment facts and network shape."""
         modules = self.config.environment.import_modules
         own = find(self.config.by_name(), self._objects, modules)
         spec = EnvSpec.of(self.config.environment, self._factory)
-        info = make.probe(spec)
+        info = make.probe(spec, stored)
         self.run_spec = RunSpec(
             self.config, spec, info, architecture.choose(self.config, info), own
         )
@@ -319,7 +321,7 @@ class AsyncDQN:
         batch = np.zeros(
             (len(rows), *self.run_spec.info.observation_shape), self.run_spec.info.dtype
         )
-        write = row_writer(self._space, batch)
+        write = row_writer(self._space, batch, make.layout_of(self.run_spec.spec, self._space))
         for index, row in enumerate(rows):
             write(index, row)
         if not np.isfinite(batch).all():

@@ -11,7 +11,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from async_dqn.envs.spaces import ObservationLayout, row_writer
+from async_dqn.envs.rows import row_writer
+from async_dqn.envs.spaces import ObservationLayout
 
 NUMBERS = (float, int)  # a tuple: a union takes twice the time
 SLOW_S = 0.5  # a step of all that takes longer
@@ -51,8 +52,8 @@ class LoopVectorEnv(VectorEnv):
         self._playing, self._restarts = dict(enumerate(self.envs)), True
         self.observations = np.zeros((self.num_envs, *layout.shape), layout.dtype)
         self._finals = np.zeros_like(self.observations)
-        self._write = row_writer(space, self.observations)
-        self._write_final = row_writer(space, self._finals)
+        self._write = row_writer(space, self.observations, layout)
+        self._write_final = row_writer(space, self._finals, layout)
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Reset all, with one seed per environment (a list)."""

@@ -8,7 +8,7 @@ environments for everything else. A fourth, EnvPool, is for training where it is
 import dataclasses
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,19 @@ from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from async_dqn.config.config import UserError
 from async_dqn.envs.actions import action_mapping, numbered
 from async_dqn.envs.batch import AtariTrainingBatch, EnvBatch, NotFinite, Step
+from async_dqn.envs.codes import with_codes
 from async_dqn.envs.envpool import PoolVectorEnv
 from async_dqn.envs.loop_batch import LoopBatch
 from async_dqn.envs.loop_env import LoopVectorEnv
 from async_dqn.envs.single_game import SingleGame
-from async_dqn.envs.spaces import ObservationLayout, num_actions, observation_layout, parts
+from async_dqn.envs.spaces import (
+    ObservationLayout,
+    at,
+    in_words,
+    leaves,
+    num_actions,
+    observation_layout,
+)
 from async_dqn.envs.spec import (
     EnvInfo,
     EnvSpec,
@@ -50,7 +58,6 @@ __all__ = [
     "probe",
 ]
 
-CODES_SIDE, CODES_STEPS, LARGEST_CODE = 16, 200, 32
 FEW = 2  # up to here a loop takes less time than NumPy does (CartPole: 19 and 40 us for two)
 KEEP_STATISTICS = (NormalizeObservation, NormalizeReward)
 ATARI_OURS = ("life_loss_info", "episodic_life", "reward_clipping", "autoreset_mode", "batch_size")
@@ -71,9 +78,10 @@ def make_vector(
     return _make_vectorised(spec, num_envs) or _make_loop(spec, num_envs, alive=alive)
 
 
-def probe(spec: EnvSpec) -> EnvInfo:
+def probe(spec: EnvSpec, stored: Mapping[str, Any] | None = None) -> EnvInfo:
     """Make one environment, check its spaces and interface with a reset and a step, close it.
 
+    `stored` is what a checkpoint has of it: a model goes on with the codes it learned with.
     Raises UserError for everything a user can mend: unknown ids, missing packages, unsupported
     spaces, the old gym interface, constructors that raise. Warns of wrappers that keep statistics.
     """
@@ -87,26 +95,9 @@ def probe(spec: EnvSpec) -> EnvInfo:
             batch.step(np.zeros(1, np.int64))
             if not isinstance(batch.fault, NotFinite):
                 raise batch.fault
-            return _scaled_by_what_is_seen(batch)
+            return with_codes(batch, spec.image_codes, stored)
     finally:
         batch.close()
-
-
-def _scaled_by_what_is_seen(batch: EnvBatch) -> EnvInfo:
-    """Small images declared as any bytes may hold codes (MiniGrid: 0 to 10): a random player looks.
-
-    Divided by 255 they would all be near 0.
-    """
-    info = batch.info
-    small = info.kind == "image" and max(info.observation_shape[1:]) <= CODES_SIDE
-    if not small or info.scale != 1 / 255:
-        return info
-    generator = np.random.default_rng(0)
-    actions = generator.integers(info.num_actions, size=(CODES_STEPS, 1))
-    peak = max(int(batch.step(action).obs.max()) for action in actions)
-    if not 0 < peak <= LARGEST_CODE:
-        return info
-    return dataclasses.replace(info, scale=1 / peak, peak=peak)
 
 
 def make_env(spec: EnvSpec) -> tuple[gymnasium.Env, int]:
@@ -116,6 +107,11 @@ def make_env(spec: EnvSpec) -> tuple[gymnasium.Env, int]:
     """
     env, limit = make_single(spec)
     return numbered(env, spec.action_bins, spec.name), limit
+
+
+def layout_of(spec: EnvSpec, space: spaces.Space) -> ObservationLayout:
+    """How the observations of this space are stored; images that hold so many codes whole."""
+    return observation_layout(space, None if spec.image_codes.isdecimal() else spec.image_size)
 
 
 def make_to_watch(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:
@@ -141,7 +137,7 @@ def _make_loop(
     alive: Callable[[], None] = lambda: None,
 ) -> EnvBatch:
     env, limit = make_env(spec)
-    layout = observation_layout(env.observation_space)
+    layout = layout_of(spec, env.observation_space)
     count = num_actions(env.action_space, spec.name)
     info = _describe(layout, count, 1, limit, batched, action_mapping(env))
 
@@ -250,18 +246,21 @@ def _describe(
     batched: bool = False,
     actions: dict[str, Any] | None = None,
 ) -> EnvInfo:
+    whole, in_a_row = layout.parts[0], layout.kind == "parts"
     return EnvInfo(
         layout.kind,
         layout.shape,
         layout.dtype,
-        layout.scale,
-        layout.low,
-        layout.high,
+        1.0 if in_a_row else whole.scale,
+        None if in_a_row else whole.low,
+        None if in_a_row else whole.high,
         num_actions,
         frames,
         limit,
         batched,
         actions,
+        parts=layout.parts if in_a_row else (),
+        observation=in_words(layout.parts) if in_a_row else whole.observation,
     )
 
 
@@ -296,9 +295,9 @@ def _check_interface(env: gymnasium.Env) -> None:
 
 def _check_dtypes(env: gymnasium.Env, observation: Any) -> None:
     """Raise UserError for fractions where the space declares whole numbers."""
-    for part, space, held in parts(env.observation_space, observation):
-        returned, declared = np.asarray(held).dtype, np.dtype(space.dtype)
-        truncated = "biu" if part else "bu"  # pixels in 0..1 would all become 0
+    for path, space in leaves(env.observation_space):
+        returned, declared = np.asarray(at(observation, path)).dtype, np.dtype(space.dtype)
+        truncated = "biu" if path else "bu"  # pixels in 0..1 would all become 0
         if returned.kind == "f" and declared.kind in truncated:
             raise UserError(
                 f"env returns {returned} observations, its space says {declared}; "

@@ -35,8 +35,10 @@ class QNetwork(nn.Module):
 
     def __init__(self, architecture: Architecture, torso: Callable | None = None):
         super().__init__()
-        self.scale, self.noisy = architecture.scale, architecture.noisy
-        self.bfloat16 = architecture.bfloat16
+        scale = architecture.scale
+        self.scale, self.noisy = 1.0 if isinstance(scale, tuple) else scale, architecture.noisy
+        # Beside images there are numbers that would suffer: there it is the convolutions' own.
+        self.bfloat16 = architecture.bfloat16 and not architecture.parts
         self.torso, features = build_torso(architecture, torso)
         self.cell = None
         if architecture.recurrent:

@@ -88,7 +88,8 @@ def train(
         spawn.preload(make.preload_modules(spec))
     late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
     with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
-        info = make.probe(spec)
+        stored = None if origin is None else origin.state.get("env_info")
+        info = make.probe(spec, stored)
     _check_replay(config)
     run_spec = _run_spec(config, spec, info, own, origin)
     from async_dqn.runs.run import Run  # torch: late, as it is slow
@@ -257,9 +258,7 @@ def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str]) -> None:
     _say("settings", *_settings(run_spec), "others as by default (all are in config.json)")
     _say("workers", *_sharing(config))
     _say(*_exploration(config))
-    if info.peak is not None:
-        seen = f"bytes of at most {info.peak} were seen"
-        _say("observations", f"{seen}: taken for codes, divided by that")
+    _say("observation", *info.observation.split(", "))
     if info.actions is not None:
         _say("actions", f"{info.num_actions}, each one of {info.actions}")
     limit = info.max_episode_steps
