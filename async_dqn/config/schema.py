@@ -80,6 +80,14 @@ class EnvironmentConfig(SettingsSection):
         "bytes stay below 32, none: they are colours",
         within=CODES,
     )
+    action_masks: str = setting(
+        "auto",
+        "which actions are legal",
+        choices={
+            "auto": "as info['action_mask'], a Dict's 'action_mask' or action_masks() says, if any",
+            "none": "all",
+        },
+    )
     clip_rewards: bool = setting(
         True, "Atari: learn from the sign of rewards", choices={"on": "", "off": ""}
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from async_dqn.config.config import UserError
 from async_dqn.envs.batch import EnvBatch
+from async_dqn.envs.masks import legal_actions
 from async_dqn.envs.spaces import Part, in_words
 from async_dqn.envs.spec import EnvInfo
 
@@ -20,11 +21,14 @@ LARGEST = 31  # number taken for a code
 FEWEST = 16  # codes told apart where not all need have been seen
 
 
-def with_codes(batch: EnvBatch, setting: str, stored: Mapping[str, Any] | None) -> EnvInfo:
+def with_codes(
+    batch: EnvBatch, obs: np.ndarray, setting: str, stored: Mapping[str, Any] | None
+) -> EnvInfo:
     """What is known of the environment, with how many codes its images hold.
 
-    `setting` is `--image-codes`. `stored` is what a checkpoint has of the environment: a model goes
-    on with the codes it learned with. Raises UserError for a number where no image is of bytes.
+    `obs` are its observations now, `setting` is `--image-codes`. `stored` is what a checkpoint has
+    of the environment: a model goes on with the codes it learned with. Raises UserError for a
+    number where no image is of bytes.
     """
     info = batch.info
     alone = Part("", info.kind, info.observation_shape, info.dtype, info.scale)
@@ -37,7 +41,7 @@ def with_codes(batch: EnvBatch, setting: str, stored: Mapping[str, Any] | None) 
         found = _as_stored(parts, stored)
         peak = stored.get("peak")
     elif setting == "auto":
-        peaks = _peaks(batch, parts, [k for k, fits in enumerate(of_bytes) if fits])
+        peaks = _peaks(batch, obs, parts, [k for k, fits in enumerate(of_bytes) if fits])
         found = tuple(_of_largest(part, peaks.get(k)) for k, part in enumerate(parts))
         peak = peaks.get(0) if not info.parts and found != parts else None
     elif setting == "none":
@@ -53,7 +57,9 @@ def with_codes(batch: EnvBatch, setting: str, stored: Mapping[str, Any] | None) 
     return replace(info, scale=part.scale, codes=part.codes, peak=peak, observation=words)
 
 
-def _peaks(batch: EnvBatch, parts: Sequence[Part], images: Sequence[int]) -> dict[int, int]:
+def _peaks(
+    batch: EnvBatch, obs: np.ndarray, parts: Sequence[Part], images: Sequence[int]
+) -> dict[int, int]:
     """The largest number that small images may hold, by their place: declared, or else seen."""
     small = [k for k in images if max(parts[k].shape[1:]) <= SIDE]
     peaks = {k: round(1 / parts[k].scale) for k in small}
@@ -64,9 +70,10 @@ def _peaks(batch: EnvBatch, parts: Sequence[Part], images: Sequence[int]) -> dic
     peaks |= dict.fromkeys(looked_at, 0)
     generator = np.random.default_rng(0)
     for _ in range(STEPS):
-        obs = batch.step(generator.integers(batch.info.num_actions, size=1)).obs.reshape(-1)
+        obs = batch.step(legal_actions(batch.info, obs, generator)).obs
         for k in looked_at:
-            peaks[k] = max(peaks[k], int(obs[starts[k] : starts[k + 1]].max()))
+            seen = obs.reshape(-1)[starts[k] : starts[k + 1]]
+            peaks[k] = max(peaks[k], int(seen.max()))
     return peaks
 
 

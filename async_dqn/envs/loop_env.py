@@ -101,13 +101,15 @@ class LoopVectorEnv(VectorEnv):
                 elapsed[row] += 1
                 if terminated or truncated or elapsed[row] >= limit:
                     self._keep_final(row, observation, terminated)
-                    if self._restarts:
-                        observation, _ = env.reset()
-                        self._alive()
                     terminations[row] = terminated
                     truncations[row] = truncated or elapsed[row] >= limit
                     elapsed[row] = 0
-                write(row, observation)
+                    if self._restarts:
+                        observation, _ = env.reset()
+                        self._alive()
+                        write(row, observation)
+                else:
+                    write(row, observation)
             except Exception as error:
                 failed[row] = error
                 rewards[row], terminations[row], truncations[row] = 0.0, False, False

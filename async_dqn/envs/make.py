@@ -25,8 +25,10 @@ from async_dqn.envs.codes import with_codes
 from async_dqn.envs.envpool import PoolVectorEnv
 from async_dqn.envs.loop_batch import LoopBatch
 from async_dqn.envs.loop_env import LoopVectorEnv
+from async_dqn.envs.masks import first_legal, some_legal, source_of, with_masks
 from async_dqn.envs.single_game import SingleGame
 from async_dqn.envs.spaces import (
+    MASK,
     ObservationLayout,
     at,
     in_words,
@@ -88,30 +90,37 @@ def probe(spec: EnvSpec, stored: Mapping[str, Any] | None = None) -> EnvInfo:
     batch = make_vector(spec, 1, training=True)
     try:
         with creation_errors(spec):
-            for env in getattr(batch.vector, "envs", ()):
+            singles = getattr(batch.vector, "envs", ())
+            for env in singles:
                 _warn_of_statistics(env)
-                _check_interface(env)
-            batch.reset([0])
-            batch.step(np.zeros(1, np.int64))
+            told = [_check_interface(env, batch.info.masks) for env in singles]
+            if spec.masks == "auto" and batch.info.masks is None:
+                if any(_both_tell(*infos) for infos in told) or _vector_tells(spec, batch):
+                    return probe(dataclasses.replace(spec, masks="info"), stored)
+            obs = batch.reset([0])
+            obs = batch.step(some_legal(batch.info, obs)).obs
             if not isinstance(batch.fault, NotFinite):
                 raise batch.fault
-            return with_codes(batch, spec.image_codes, stored)
+            return with_codes(batch, obs, spec.image_codes, stored)
     finally:
         batch.close()
 
 
 def make_env(spec: EnvSpec) -> tuple[gymnasium.Env, int]:
-    """One environment with numbered actions, and its episode limit in steps.
+    """One environment with numbered actions, masks in its observations if it has any, and its
+    episode limit in steps.
 
     Raises UserError when it cannot be made or its actions cannot be numbered.
     """
     env, limit = make_single(spec)
-    return numbered(env, spec.action_bins, spec.name), limit
+    return with_masks(numbered(env, spec.action_bins, spec.name), spec.masks, spec.name), limit
 
 
 def layout_of(spec: EnvSpec, space: spaces.Space) -> ObservationLayout:
-    """How the observations of this space are stored; images that hold so many codes whole."""
-    return observation_layout(space, None if spec.image_codes.isdecimal() else spec.image_size)
+    """How the observations of `make_env`'s environment, of this space, are stored."""
+    masked = spec.masks != "none" and isinstance(space, spaces.Dict) and MASK in space.spaces
+    size = None if spec.image_codes.isdecimal() else spec.image_size
+    return observation_layout(space, size, masked)
 
 
 def make_to_watch(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:
@@ -139,7 +148,8 @@ def _make_loop(
     env, limit = make_env(spec)
     layout = layout_of(spec, env.observation_space)
     count = num_actions(env.action_space, spec.name)
-    info = _describe(layout, count, 1, limit, batched, action_mapping(env))
+    masks = source_of(env) if layout.parts[-1].kind == "mask" else None
+    info = _describe(layout, count, 1, limit, batched, action_mapping(env), masks)
 
     def another() -> gymnasium.Env:
         alive()
@@ -154,7 +164,7 @@ def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
 
     A loop stands for it where environments are few and have no arguments, which may differ.
     """
-    if spec.id is None:
+    if spec.id is None or spec.masks not in ("auto", "none"):
         return None
     registered = registered_spec(spec)
     if registered.vector_entry_point is None or registered.additional_wrappers:
@@ -245,6 +255,7 @@ def _describe(
     limit: int,
     batched: bool = False,
     actions: dict[str, Any] | None = None,
+    masks: str | None = None,
 ) -> EnvInfo:
     whole, in_a_row = layout.parts[0], layout.kind == "parts"
     return EnvInfo(
@@ -260,6 +271,7 @@ def _describe(
         batched,
         actions,
         parts=layout.parts if in_a_row else (),
+        masks=masks,
         observation=in_words(layout.parts) if in_a_row else whole.observation,
     )
 
@@ -280,22 +292,51 @@ def _warn_of_statistics(env: gymnasium.Env) -> None:
         )
 
 
-def _check_interface(env: gymnasium.Env) -> None:
-    """One reset and one step by hand, to name what a wrong number of values means."""
+def _check_interface(env: gymnasium.Env, masks: str | None) -> tuple[bool, bool]:
+    """One reset and one step by hand, to name what a wrong number of values means.
+
+    `masks` is where observations have legal actions from. Returns whether infos tell them: that of
+    the reset, and that of the step, if it did not end the episode.
+    """
     first = env.reset(seed=0)
     if not (isinstance(first, tuple) and len(first) == 2):
         raise UserError("env returns no (observation, info) from reset; port it to Gymnasium")
-    _check_dtypes(env, first[0])
+    _check_dtypes(env, first[0], masks)
     assert isinstance(env.action_space, spaces.Discrete)
-    values = env.step(env.action_space.dtype.type(env.action_space.start))
+    at_reset = MASK in (first[1] or ())
+    holds = first[0] if masks is not None else first[1] if at_reset else {}
+    values = env.step(first_legal(env, holds.get(MASK)))
     if len(values) != 5:
         raise UserError(f"env returns {len(values)} values from step; a Gymnasium env returns 5")
-    _check_dtypes(env, values[0])
+    _check_dtypes(env, values[0], masks)
+    over = bool(values[2] or values[3])
+    return at_reset, at_reset if over else MASK in (values[4] or ())
 
 
-def _check_dtypes(env: gymnasium.Env, observation: Any) -> None:
-    """Raise UserError for fractions where the space declares whole numbers."""
+def _both_tell(at_reset: bool, in_step: bool) -> bool:
+    """Whether infos tell legal actions. Raises UserError where they do so only now and then."""
+    if at_reset != in_step:
+        where, where_not = ("reset", "step") if at_reset else ("step", "reset")
+        raise UserError(
+            f"env gives info['{MASK}'] in {where}, not in {where_not}; add it there, or "
+            "--action-masks none ignores it"
+        )
+    return at_reset
+
+
+def _vector_tells(spec: EnvSpec, batch: EnvBatch) -> bool:
+    """Whether a vector environment of gymnasium's has masks: single ones then stand in for it."""
+    if isinstance(batch, LoopBatch) or spec.is_atari or spec.backend != "gymnasium":
+        return False
+    _, infos = batch.vector.reset()
+    return MASK in infos
+
+
+def _check_dtypes(env: gymnasium.Env, observation: Any, masks: str | None) -> None:
+    """Raise UserError for fractions where the space declares whole numbers; masks may be any."""
     for path, space in leaves(env.observation_space):
+        if masks is not None and path == (MASK,):
+            continue
         returned, declared = np.asarray(at(observation, path)).dtype, np.dtype(space.dtype)
         truncated = "biu" if path else "bu"  # pixels in 0..1 would all become 0
         if returned.kind == "f" and declared.kind in truncated:

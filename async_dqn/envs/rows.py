@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from async_dqn.envs.spaces import (
     ObservationLayout,
+    Path,
     at,
     channels_last,
     in_a_row,
@@ -33,13 +34,15 @@ def row_writer(space: spaces.Space, batch: np.ndarray, layout: ObservationLayout
 
     It raises ValueError for what does not fit the space.
     """
-    if not (isinstance(space, spaces.Dict | spaces.Tuple) and in_a_row(space)):
+    masked = layout.parts[-1].kind == "mask"
+    if not (masked or (isinstance(space, spaces.Dict | spaces.Tuple) and in_a_row(space))):
         return _whole_writer(space, batch)
     writers, start, flat = [], 0, batch.reshape(len(batch), -1)
-    for (path, leaf), part in zip(ordered_leaves(space), layout.parts, strict=True):
+    for (path, leaf), part in zip(ordered_leaves(space, masked), layout.parts, strict=True):
         rows = flat[:, start : start + part.size].reshape(len(batch), *part.shape)
         assert np.shares_memory(rows, batch)
-        writers.append((path, _part_writer(leaf, rows, spell(path))))
+        write_part = _mask_writer(rows) if part.kind == "mask" else _part_writer(leaf, rows, path)
+        writers.append((path, write_part))
         start += part.size
 
     def write(row: int, observation: Any) -> None:
@@ -103,8 +106,9 @@ def _whole_writer(space: spaces.Space, batch: np.ndarray) -> RowWriter:
     return _box_writer(space, batch.reshape(len(batch), *space.shape))
 
 
-def _part_writer(space: spaces.Space, rows: np.ndarray, where: str) -> RowWriter:
+def _part_writer(space: spaces.Space, rows: np.ndarray, path: Path) -> RowWriter:
     """As alone; what is wrong says where it is, and flags are flags."""
+    where = spell(path)
     write_whole = _whole_writer(space, rows)
     flags = isinstance(space, spaces.MultiBinary)
 
@@ -115,6 +119,23 @@ def _part_writer(space: spaces.Space, rows: np.ndarray, where: str) -> RowWriter
             raise ValueError(f"{where}: {error}") from error
         if flags and rows[row].max(initial=0) > 1:
             raise ValueError(f"{where}: {observation} is not in {space}")
+
+    return write
+
+
+def _mask_writer(rows: np.ndarray) -> RowWriter:
+    def write(row: int, mask: Any) -> None:
+        if mask is None:
+            raise ValueError("action_mask is missing")
+        given = np.asarray(mask)
+        if given.shape != rows.shape[1:]:
+            raise ValueError(f"action_mask has shape {given.shape}, expected {rows.shape[1:]}")
+        legal = given == 1
+        if not (legal | (given == 0)).all():
+            raise ValueError(f"action_mask {given.tolist()} holds more than 0 and 1")
+        if not legal.any():
+            raise ValueError("action_mask leaves no legal action")
+        rows[row] = legal
 
     return write
 

@@ -31,12 +31,14 @@ REASONS = {
     spaces.OneOf: ": it is now this, now that space; wrap the environment in FlattenObservation",
 }
 
+MASK = "action_mask"  # key of a Dict
+
 Path = tuple[Any, ...]  # keys and places on the way to a part
 
 
 @dataclass(frozen=True)
 class Part:
-    """A vector or an image, alone or in a row of several; JSON-able.
+    """A vector or an image, alone or in a row of several, or a mask of legal actions; JSON-able.
 
     `name` says where in a Dict or Tuple it was; the other fields are as those of `EnvInfo`, and
     `observation` says in words what was made of its space.
@@ -71,14 +73,17 @@ class ObservationLayout:
     parts: tuple[Part, ...]
 
 
-def observation_layout(space: spaces.Space, image_size: int | None = None) -> ObservationLayout:
+def observation_layout(
+    space: spaces.Space, image_size: int | None = None, masked: bool = False
+) -> ObservationLayout:
     """The layout of a space's observations, with images of at most `image_size` on a side.
 
+    If `masked`, the part of a Dict at "action_mask" is which actions are legal, last in the row.
     Raises UserError for spaces other than Box of up to 3 dimensions, MultiBinary, Text, Discrete
     and MultiDiscrete of up to 4096 states, and Dict and Tuple of these.
     """
-    found = ordered_leaves(space)
-    if not found:
+    found = ordered_leaves(space, masked)
+    if len(found) == masked:
         raise UserError(f"observation space {describe(space)} is empty; give it a Box")
     several = isinstance(space, spaces.Dict | spaces.Tuple)
     for path, leaf in found:
@@ -88,11 +93,13 @@ def observation_layout(space: spaces.Space, image_size: int | None = None) -> Ob
                 f"observation space {holds if several else describe(space)} is not supported"
                 f"{_reason(leaf)}"
             )
-    if several and not in_a_row(space):
+    if several and not masked and not in_a_row(space):
         made_of = in_words(_part(path, leaf, None) for path, leaf in found)
         part = replace(_vector_part("", spaces.flatten_space(space)), observation=made_of)
         return ObservationLayout("vector", part.shape, part.dtype, (part,))
     parts = tuple(_part(path, leaf, image_size) for path, leaf in found)
+    if masked:
+        parts = (*parts[:-1], replace(parts[-1], kind="mask", dtype="uint8", observation=""))
     if len(parts) == 1:
         return ObservationLayout(parts[0].kind, parts[0].shape, parts[0].dtype, parts)
     dtype = "uint8" if all(part.dtype == "uint8" for part in parts) else "float32"
@@ -104,9 +111,13 @@ def in_a_row(space: spaces.Space) -> bool:
     return any(is_text(leaf) or is_image(leaf) for _, leaf in leaves(space))
 
 
-def ordered_leaves(space: spaces.Space) -> list[tuple[Path, spaces.Space]]:
-    """The leaves of a space in the order of the row: images first."""
-    return sorted(leaves(space), key=lambda leaf: not is_image(leaf[1]))
+def ordered_leaves(space: spaces.Space, masked: bool) -> list[tuple[Path, spaces.Space]]:
+    """The leaves of a space in the order of the row: images first, a mask last."""
+
+    def place(leaf: tuple[Path, spaces.Space]) -> int:
+        return 2 if masked and leaf[0] == (MASK,) else not is_image(leaf[1])
+
+    return sorted(leaves(space), key=place)
 
 
 def leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
@@ -134,7 +145,7 @@ def spell(path: Path) -> str:
 
 def in_words(parts: Iterable[Part]) -> str:
     """What is made of the parts of an observation, and how many numbers that are."""
-    parts = list(parts)
+    parts = [part for part in parts if part.kind != "mask"]
     made_of = ", ".join(part.observation for part in parts)
     return f"{made_of} -> {sum(part.size for part in parts)} numbers"
 
@@ -248,7 +259,7 @@ def _is_supported(space: spaces.Space) -> bool:
 
 
 def _part(path: Path, space: spaces.Space, image_size: int | None) -> Part:
-    name = "/".join(map(str, path))
+    name = "/".join(map(str, path[path[:1] == ("observation",) :]))  # as PettingZoo has it
     if is_image(space):
         return _image_part(name, space, image_size)
     if isinstance(space, spaces.Box):

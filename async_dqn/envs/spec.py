@@ -65,6 +65,8 @@ class EnvSpec:
     of continuous actions is cut into; `backend` is what workers step. Images are shrunk to
     `image_size`; their bytes are as many codes as `image_codes` says. `clip_rewards` and
     `life_loss_ends` say how Atari is learned; scores are those of whole games either way.
+    `masks` says where legal actions are told: "info", "observation" or "method" (`envs.masks`),
+    "none", or "auto", to be found out.
     """
 
     env: str | Callable[..., gymnasium.Env]
@@ -77,6 +79,7 @@ class EnvSpec:
     image_codes: str = "auto"
     clip_rewards: bool = True
     life_loss_ends: bool = True
+    masks: str = "auto"
 
     @classmethod
     def of(
@@ -94,6 +97,7 @@ class EnvSpec:
             settings.image_codes,
             settings.clip_rewards,
             settings.life_loss_ends,
+            settings.action_masks,
         )
 
     @property
@@ -127,7 +131,8 @@ class EnvInfo:
     `batched` says that many copies step together for little more than one costs; `actions` says
     what the numbers mean where the action space is not Discrete (`actions.action_mapping`);
     `peak` is the largest number seen in bytes that are codes, not colours, and `codes` how many
-    of them networks tell apart. `observation` says in words what was made of the space.
+    of them networks tell apart. `observation` says in words what was made of the space;
+    `masks` is where legal actions are told (as in EnvSpec), in the last part of the row.
     """
 
     kind: str
@@ -145,6 +150,7 @@ class EnvInfo:
     codes: int | None = None
     parts: tuple[Part, ...] = ()
     observation: str = ""
+    masks: str | None = None
 
 
 def check_env_id(

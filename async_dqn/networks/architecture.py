@@ -20,6 +20,8 @@ NETWORKS = {
 }
 MINIMUM_SIDE = {"small-conv": 3, "nips": 20, "nature": 36, "impala": 1, "conv": 3}
 FOR_VECTORS = ("linear", "mlp")
+# The Q-value of an illegal action: no other is so low, and sums and products with it are finite.
+ILLEGAL = -1e30
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Architecture:
     high: tuple[float, ...] | None = None
     codes: int | None = None  # of an image: each of its bytes becomes a one-hot of so many
     parts: tuple["Architecture", ...] = ()  # of a row [n]: images, then one vector; a torso each
+    masked: bool = False  # flat rows end with which actions are legal, [num_actions]
 
     def __post_init__(self) -> None:
         """Take what a checkpoint's JSON has made of it."""
@@ -68,13 +71,16 @@ def choose(config: Config, info) -> Architecture:
     images = [Seen(p.shape, p.scale, codes=p.codes) for p in info.parts if p.kind == "image"]
     vectors = [part for part in info.parts if part.kind == "vector"]
     seen = [*images, *([_joined(vectors)] if vectors else [])]
+    masked = info.masks is not None
+    if masked and config.parallel.model_parallel:
+        raise UserError("--model-parallel knows no action masks; drop it, or --action-masks none")
     if len(seen) == 1:
-        return _of(config, info.num_actions, seen[0])
+        return replace(_of(config, info.num_actions, seen[0]), masked=masked)
     _check_parts(config)
     named = config.with_settings({"network": "auto"})
     parts = [_of(config if part in images else named, info.num_actions, part) for part in seen]
     width = sum(math.prod(part.observation_shape) for part in parts)
-    row = {"observation_shape": (width,), "scale": 1.0, "codes": None}
+    row = {"observation_shape": (width,), "scale": 1.0, "codes": None, "masked": masked}
     return replace(parts[0], **row, parts=tuple(parts))
 
 

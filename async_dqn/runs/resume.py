@@ -16,11 +16,12 @@ FIXED = (
     "environment.action_bins",
     "environment.image_size",
     "environment.image_codes",
+    "environment.action_masks",
     "optimizer.optimizer",
 )
 FIXED_SECTIONS = ("network",)
 # What held for environments before there were such settings.
-UNKNOWN_THEN = {"image_size": None, "image_codes": "none"}
+UNKNOWN_THEN = {"image_size": None, "image_codes": "none", "action_masks": "none"}
 
 
 def resumed(

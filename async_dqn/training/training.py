@@ -25,6 +25,7 @@ from async_dqn.config.fields import describe_error, is_foreign
 from async_dqn.config.rules import check_combination
 from async_dqn.envs import make
 from async_dqn.envs.make import EnvInfo, EnvSpec
+from async_dqn.envs.masks import SOURCES
 from async_dqn.envs.spec import DEFAULT_MAX_EPISODE_STEPS
 from async_dqn.networks import architecture
 from async_dqn.processes import spawn
@@ -259,6 +260,8 @@ def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str]) -> None:
     _say("workers", *_sharing(config))
     _say(*_exploration(config))
     _say("observation", *info.observation.split(", "))
+    if info.masks is not None:
+        _say("actions", f"{info.num_actions}", f"masked by {SOURCES[info.masks]}")
     if info.actions is not None:
         _say("actions", f"{info.num_actions}, each one of {info.actions}")
     limit = info.max_episode_steps
