@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import zlib
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -21,6 +22,8 @@ from async_dqn.envs.spaces import observation_layout
 from async_dqn.envs.texts import BUCKETS, hashed_words
 from async_dqn.networks.architecture import choose
 from async_dqn.networks.network import QNetwork
+from async_dqn.runs.checkpoint_format import Checkpoint
+from async_dqn.runs.resume import stored_config
 
 ACTIONS = spaces.Discrete(2)
 LETTERS = spaces.Text(40)
@@ -242,6 +245,25 @@ class TestCodes:
         assert (flags.network, flags.codes, flags.scale) == ("small-conv", None, 1.0)
         screen = choose(Config(), probe(of(spaces.Box(0, 255, (84, 84, 4), np.uint8))))
         assert (screen.network, screen.codes, screen.scale) == ("nips", None, 1 / 255)
+
+
+def test_settings_of_before_mean_what_they_meant() -> None:
+    """A run from before images were shrunk, codes one-hot and actions masked goes on without."""
+    new = {"image_size", "image_codes", "action_masks"}
+    before = Config().to_dict()
+    before["environment"] = {k: v for k, v in before["environment"].items() if k not in new}
+    found = Checkpoint(Path("step-1"), 1, {"config": before}, {})
+    environment = stored_config(found).environment
+    assert (environment.image_size, environment.image_codes) == (None, "none")
+    assert environment.action_masks == "none"
+
+
+@pytest.mark.parametrize("given", [16, "16", "none", "auto"])
+def test_codes_are_a_word_or_a_number(given) -> None:
+    assert Config.from_flat({"image_codes": given}).environment.image_codes == str(given)
+    for wrong in (1, "257", "some", None, 4.5):
+        with pytest.raises(UserError, match=r"--image-codes must be auto, none, or a whole"):
+            Config.from_flat({"image_codes": wrong})
 
 
 class TestSizes:
