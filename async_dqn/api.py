@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from async_dqn.algorithms.exploration import ILLEGAL
 from async_dqn.config.config import UserError
 from async_dqn.config.defaults import by_environment
 from async_dqn.config.extension import OPEN, bring, find
@@ -27,7 +28,9 @@ from async_dqn.config.fields import either
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make
 from async_dqn.envs.actions import action_table
-from async_dqn.envs.spaces import row_writer, split_batch
+from async_dqn.envs.masks import SOURCES
+from async_dqn.envs.rows import row_writer
+from async_dqn.envs.spaces import MASK, split_batch
 from async_dqn.envs.spec import EnvInfo, EnvSpec
 from async_dqn.evaluation.crew import Crew
 from async_dqn.evaluation.episodes import EpisodeRunner
@@ -153,15 +156,18 @@ class AsyncDQN:
         state: State | None = None,
         deterministic: bool = True,
         epsilon: float = 0.05,
+        mask: Any = None,
     ) -> tuple[Any, State | None]:
         """Choose the action for one observation (an int) or a batch (int64 [N]).
 
         Greedy; with `deterministic=False` as in training, with this epsilon (or temperature).
-        Actions are those of the environment's own action space. The second value is the state of
-        a recurrent agent, to be given with the next observation of the episode; else None.
+        Actions are those of the environment's own action space. Where it tells the legal ones by
+        `info["action_mask"]` or `action_masks()`, `mask` is that [A] (or [N, A]). The
+        second value is the state of a recurrent agent, to be given with the next observation of
+        the episode; else None.
         """
         self._refresh()
-        batch, single = self._batch(observation)
+        batch, single = self._batch(observation, mask)
         with torch.inference_mode():
             output, state = self.network.net(torch.from_numpy(batch), state)
         strength = np.full(len(batch), epsilon, np.float32)
@@ -173,15 +179,17 @@ class AsyncDQN:
             own = int(own[0]) if self.run_spec.info.actions is None else own[0]
         return own, state
 
-    def q_values(self, observations: Any) -> NDArray[np.float32]:
+    def q_values(self, observations: Any, mask: Any = None) -> NDArray[np.float32]:
         """Q-values float32 [N, A] of a batch of observations (or [1, A] of a single one).
 
-        Of a recurrent agent: at the start of an episode.
+        `mask` as of `predict`; the values of illegal actions are -inf. Of a recurrent agent: at
+        the start of an episode.
         """
         self._refresh()
         with torch.inference_mode():
-            output, _ = self.network.net(torch.from_numpy(self._batch(observations)[0]))
-        return output.q_values.numpy()
+            output, _ = self.network.net(torch.from_numpy(self._batch(observations, mask)[0]))
+        q_values = output.q_values.numpy()
+        return np.where(q_values <= ILLEGAL, np.float32(-np.inf), q_values)
 
     @as_found()
     def evaluate(self, episodes: int = 100, seed: int | None = None) -> tuple[float, float]:
@@ -271,22 +279,23 @@ class AsyncDQN:
                 raise
             trained = "".join(f" --import {name}" for name in sorted(missing))
             raise UserError(f"{error}; the run was trained with{trained}") from error
-        agent._build()
+        same = agent.config.environment.env == stored.environment.env
+        agent._build(found.state.get("env_info") if same else None)
         agent._load(found)
         return agent
 
-    def _build(self) -> None:
+    def _build(self, stored: Mapping[str, Any] | None = None) -> None:
         """The parts that follow from the settings: environment facts and network shape."""
         modules = self.config.environment.import_modules
         own = find(self.config.by_name(), self._objects, modules)
         spec = EnvSpec.of(self.config.environment, self._factory)
-        info = make.probe(spec)
+        info = make.probe(spec, stored)
         self._asked = self.config
         self.config, _ = by_environment(self.config, self._explicit, info)
         self.run_spec = RunSpec(
             self.config, spec, info, architecture.choose(self.config, info), own
         )
-        self._space, self._actions = _interface(spec, info)
+        self._space, self._actions = _interface(self.run_spec.spec, info)
         self._algorithm = self.run_spec.algorithm
         self._generator = np.random.default_rng()
 
@@ -317,13 +326,21 @@ class AsyncDQN:
         except (KeyError, ValueError) as error:
             raise UserError(f"checkpoint does not match: {error}") from error
 
-    def _batch(self, observation: Any) -> tuple[NDArray, bool]:
+    def _batch(self, observation: Any, mask: Any) -> tuple[NDArray, bool]:
         """Observations in the network's layout [N, ...], and whether it was a single one."""
+        told = self.run_spec.info.masks
+        if told in (None, "observation"):
+            if mask is not None:
+                raise UserError("this agent takes no mask beside the observation; drop mask")
+        elif mask is None:
+            raise UserError(f"this agent's actions are masked; give mask={SOURCES[told]}")
+        else:
+            observation = {"observation": observation, MASK: mask}
         rows, single = split_batch(self._space, observation)
         batch = np.zeros(
             (len(rows), *self.run_spec.info.observation_shape), self.run_spec.info.dtype
         )
-        write = row_writer(self._space, batch)
+        write = row_writer(self._space, batch, make.layout_of(self.run_spec.spec, self._space))
         for index, row in enumerate(rows):
             write(index, row)
         if not np.isfinite(batch).all():

@@ -15,6 +15,7 @@ from async_dqn.algorithms.exploration import (
     schedule,
 )
 from async_dqn.config.config import Config
+from async_dqn.networks import architecture
 from async_dqn.workers.run_spec import RunSpec
 
 
@@ -149,9 +150,10 @@ def test_epsilon_greedy_is_the_same_for_the_same_generator_state() -> None:
 def test_random_actions_last_as_long_as_the_zeta_distribution_says(exponent) -> None:
     random, persistence = np.random.default_rng(0), Persistence(exponent, 500)
     runs, before, length = [], None, np.zeros(500, int)
+    values = np.zeros((500, 1000), np.float32)
     for _ in range(400):  # every choice is random, of so many that two are hardly ever alike
-        choice = random.integers(10**9, size=500), np.zeros(500, bool)
-        actions, greedy = persistence.prolong(choice, np.zeros(500, bool), random)
+        choice = random.integers(1000, size=500), np.zeros(500, bool)
+        actions, greedy = persistence.prolong(choice, values, np.zeros(500, bool), random)
         assert not greedy.any()
         again = actions == before
         runs += length[~again].tolist() if before is not None else []
@@ -165,10 +167,19 @@ def test_random_actions_last_as_long_as_the_zeta_distribution_says(exponent) -> 
 
 def test_a_random_action_ends_with_its_episode_and_greedy_ones_are_left_alone() -> None:
     persistence, random = Persistence(1.01, 2), np.random.default_rng(0)  # lasts long
-    none = np.zeros(2, bool)
+    none, values = np.zeros(2, bool), np.zeros((2, 9), np.float32)
     first = np.array([3, 4])
-    persistence.prolong((first, np.array([False, True])), none, random)
-    actions, greedy = persistence.prolong((np.array([7, 8]), ~none), none, random)
+    persistence.prolong((first, np.array([False, True])), values, none, random)
+    actions, greedy = persistence.prolong((np.array([7, 8]), ~none), values, none, random)
     assert actions.tolist() == [3, 8] and greedy.tolist() == [False, True]
-    actions, greedy = persistence.prolong((np.array([7, 8]), ~none), ~none, random)
+    actions, greedy = persistence.prolong((np.array([7, 8]), ~none), values, ~none, random)
     assert actions.tolist() == [7, 8] and greedy.all()
+
+
+def test_a_random_action_ends_where_it_is_no_longer_legal() -> None:
+    persistence, random = Persistence(1.01, 2), np.random.default_rng(0)  # lasts long
+    none, values = np.zeros(2, bool), np.zeros((2, 9), np.float32)
+    persistence.prolong((np.array([3, 4]), none), values, none, random)
+    values[1, 4] = architecture.ILLEGAL
+    actions, greedy = persistence.prolong((np.array([7, 8]), ~none), values, none, random)
+    assert actions.tolist() == [3, 8] and greedy.tolist() == [False, True]

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from async_dqn.config.config import SETTINGS, Config, UserError
+from async_dqn.envs.spec import EnvInfo
 from async_dqn.networks.architecture import MINIMUM_SIDE, NETWORKS, Architecture, choose
 from async_dqn.networks.network import QNetwork
 from async_dqn.networks.noisy import NoisyLinear
@@ -42,8 +42,9 @@ def small_shape(name: str) -> tuple[int, ...]:
     return (2, side, side + 1) if name in MINIMUM_SIDE else SHAPES[name]
 
 
-def info(shape: tuple[int, ...]) -> SimpleNamespace:
-    return SimpleNamespace(observation_shape=shape, scale=0.5, num_actions=2)
+def info(shape: tuple[int, ...]) -> EnvInfo:
+    kind = "vector" if len(shape) == 1 else "image"
+    return EnvInfo(kind, shape, "float32", 0.5, None, None, 2, 1, 100)
 
 
 def config(**settings) -> Config:
@@ -316,13 +317,12 @@ def test_bounds_become_minus_one_to_one_before_the_torso() -> None:
 
 
 def test_choose_scales_inputs_only_when_asked() -> None:
-    bounded = SimpleNamespace(**vars(info((2,))), low=(0.0, -3.0), high=(1.0, 3.0))
+    bounded = dataclasses.replace(info((2,)), low=(0.0, -3.0), high=(1.0, 3.0))
     assert choose(config(), bounded).low is None
     chosen = choose(config(input_scaling=True), bounded)
     assert (chosen.low, chosen.high) == (bounded.low, bounded.high)
-    unbounded = SimpleNamespace(**vars(info((2,))), low=None, high=None)
     with pytest.raises(UserError, match="--input-scaling needs a vector with finite bounds"):
-        choose(config(input_scaling=True), unbounded)
+        choose(config(input_scaling=True), info((2,)))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from async_dqn.networks import architecture
+
+ILLEGAL = architecture.ILLEGAL / 2  # Q-values below it are those of illegal actions
 LADDER = ((0.1, 0.4), (0.01, 0.3), (0.5, 0.3))
 APEX_EPSILON, APEX_ALPHA = 0.4, 7.0
 
@@ -111,11 +114,19 @@ class Persistence:
         self._actions = np.zeros(count, np.int64)
 
     def prolong(
-        self, choice: Choice, starts: NDArray[np.bool_], generator: np.random.Generator
+        self,
+        choice: Choice,
+        q_values: Floats,
+        starts: NDArray[np.bool_],
+        generator: np.random.Generator,
     ) -> Choice:
-        """The choice [B] with what goes on in place of it; `starts` marks new episodes."""
+        """The choice [B] with what goes on in place of it, while that is legal.
+
+        By `q_values` [B, A] illegal actions are known; `starts` [B] marks new episodes.
+        """
         actions, greedy = choice
-        self._left[starts] = 0
+        illegal = q_values[np.arange(len(actions)), self._actions] <= ILLEGAL
+        self._left[starts | illegal] = 0
         lasting = self._left > 0
         actions = np.where(lasting, self._actions, actions)
         greedy = greedy & ~lasting
@@ -148,15 +159,26 @@ def epsilon_greedy(q_values: Floats, epsilon: Floats, generator: np.random.Gener
     explore = generator.random(len(best)) < epsilon
     if not np.count_nonzero(explore):  # a fifth of any()'s time
         return best, ~explore
-    actions = np.where(explore, generator.integers(q_values.shape[1], size=len(best)), best)
+    actions = np.where(explore, uniform(q_values, generator), best)
     return actions, actions == best
+
+
+def uniform(q_values: Floats, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Random legal actions [B], each as likely."""
+    drawn = generator.integers(q_values.shape[1], size=len(q_values))
+    illegal = q_values[np.arange(len(drawn)), drawn] <= ILLEGAL
+    if np.count_nonzero(illegal):
+        keys = generator.random((np.count_nonzero(illegal), q_values.shape[1]))
+        drawn[illegal] = np.where(q_values[illegal] <= ILLEGAL, -1, keys).argmax(axis=1)
+    return drawn
 
 
 def epsilon_soft(q_values: Floats, epsilon: Floats) -> Floats:
     """The probabilities [N, A] of `epsilon_greedy`."""
-    count, actions = q_values.shape
-    soft = np.repeat(epsilon[:, None] / actions, actions, axis=1)
-    soft[np.arange(count), q_values.argmax(axis=1)] += 1 - epsilon
+    legal = q_values > ILLEGAL
+    counts = np.maximum(np.count_nonzero(legal, axis=1), 1).astype(np.float32)
+    soft = (epsilon / counts)[:, None] * legal
+    soft[np.arange(len(soft)), q_values.argmax(axis=1)] += 1 - epsilon
     return soft.astype(np.float32)
 
 

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,7 @@ import numpy as np
 from async_dqn.bench.command import Speed, TimedOptions, present, save, spread
 from async_dqn.config.config import Config, UserError, usable_cores
 from async_dqn.envs import make
+from async_dqn.envs.masks import legal_actions
 from async_dqn.envs.spec import EnvSpec
 from async_dqn.processes import spawn
 from async_dqn.processes.child_side import (
@@ -72,7 +73,8 @@ def environment_speed(config: Config, seconds: float) -> Speed:
     Raises UserError if the environment cannot be made or breaks.
     """
     spec = EnvSpec.of(config.environment)
-    make.probe(spec)
+    masks = make.probe(spec).masks
+    spec = spec if masks is None else replace(spec, masks=masks)
     spawn.preload(make.preload_modules(spec))
     children = [Child("environments", index) for index in range(steppers(config))]
     with tempfile.TemporaryDirectory() as folder:
@@ -131,8 +133,12 @@ def step_alone(start: Alone) -> None:
 
 def _steps(batch: make.EnvBatch, generator: np.random.Generator) -> Iterator[int]:
     """Step for ever; how many transitions each vector step gave."""
-    batch.reset(generator.integers(2**31, size=batch.num_envs).tolist())
+    obs = batch.reset(generator.integers(2**31, size=batch.num_envs).tolist())
     actions = generator.integers(batch.info.num_actions, size=(ACTIONS, batch.num_envs))
+    while batch.info.masks is not None:
+        step = batch.step(legal_actions(batch.info, obs, generator))
+        obs = step.obs
+        yield batch.num_envs - int(np.count_nonzero(step.dummy))
     while True:
         for row in actions:
             yield batch.num_envs - int(np.count_nonzero(batch.step(row).dummy))

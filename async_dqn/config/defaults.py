@@ -60,6 +60,8 @@ def by_environment(
 def _kinds(info: Any, steps: int, chosen: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Files of `by_kind`, later ones over earlier ones, and what they are for."""
     kind = info.kind
+    if kind == "parts" and all(part.kind != "image" for part in info.parts):
+        kind = "vector"  # and a mask
     if kind == "vector" and info.counted:
         kind = "table"
     kinds, reasons = [kind], [KINDS[kind]]

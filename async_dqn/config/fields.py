@@ -73,6 +73,10 @@ COUNT = Range("a whole number from 1", lambda n: n >= 1)
 FROM_TWO = Range("a whole number from 2", lambda n: n >= 2)
 COUNT_OR_NONE = Range("from 1, or none", lambda n: n >= 1)
 SEED = Range("within [0, 2^63)", lambda n: 0 <= n < 2**63)
+CODES = Range(
+    "auto, none, or a whole number within [2, 256]",
+    lambda text: text in ("auto", "none") or (text.isdecimal() and 2 <= int(text) <= 256),
+)
 WIDTHS = Range("a list of whole numbers within [1, 65536]", lambda n: 1 <= n <= 65536)
 BELOW_ONE = Range("within [0, 1)", lambda x: 0 <= x < 1)
 UNIT_INTERVAL = Range("within [0, 1]", lambda x: 0 <= x <= 1)
@@ -285,6 +289,11 @@ def _check_switch(about: Setting, value: Any, label: str) -> bool:
 
 
 def _check_text(about: Setting, value: Any, label: str) -> str:
+    if about.within is not None:  # words, or a number
+        text = str(value) if type(value) is int else value
+        if not isinstance(text, str) or not about.within.holds(text):
+            raise refuse(label, about.within.words, value)
+        return text
     if not isinstance(value, str):
         raise refuse(label, "text", value)
     if about.is_open and is_foreign(value):

@@ -27,6 +27,7 @@ METAVARS_BY_NAME = {
     "import_modules": "MODULE",
     "runs_dir": "DIR",
     "resume": "RUN|auto",
+    "image_codes": "auto|none|N",
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from async_dqn.config.cores import usable_cores
 from async_dqn.config.fields import (
     BELOW_ONE,
+    CODES,
     COUNT,
     COUNT_OR_NONE,
     FINITE,
@@ -83,6 +84,27 @@ class EnvironmentConfig(SettingsSection):
         choices={
             "gymnasium": "the environment itself",
             "envpool": "EnvPool's version in C++, where it has one; evaluations keep gymnasium's",
+        },
+    )
+    image_size: int | None = setting(
+        96,
+        "longest side of images, but Atari's: larger ones are shrunk by a whole factor, "
+        "none: not at all",
+        unit="pixels",
+        within=COUNT_OR_NONE,
+    )
+    image_codes: str = setting(
+        "auto",
+        "how many codes the bytes of images are, for a one-hot of each; auto: small images whose "
+        "bytes stay below 32, none: they are colours",
+        within=CODES,
+    )
+    action_masks: str = setting(
+        "auto",
+        "which actions are legal",
+        choices={
+            "auto": "as info['action_mask'], a Dict's 'action_mask' or action_masks() says, if any",
+            "none": "all",
         },
     )
     clip_rewards: bool = setting(

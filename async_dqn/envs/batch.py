@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from async_dqn.config.fields import describe_error
-from async_dqn.envs.spaces import stored
+from async_dqn.envs.rows import stored
 from async_dqn.envs.spec import EnvInfo
 
 SEED_LIMIT = 2**31  # ale-py takes int32 seeds, numpy's RandomState (MinAtar) 32 bits

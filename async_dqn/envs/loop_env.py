@@ -11,7 +11,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from async_dqn.envs.spaces import ObservationLayout, row_writer
+from async_dqn.envs.rows import row_writer
+from async_dqn.envs.spaces import ObservationLayout
 
 NUMBERS = (float, int)  # a tuple: a union takes twice the time
 SLOW_S = 0.5  # a step of all that takes longer
@@ -51,8 +52,8 @@ class LoopVectorEnv(VectorEnv):
         self._playing, self._restarts = dict(enumerate(self.envs)), True
         self.observations = np.zeros((self.num_envs, *layout.shape), layout.dtype)
         self._finals = np.zeros_like(self.observations)
-        self._write = row_writer(space, self.observations)
-        self._write_final = row_writer(space, self._finals)
+        self._write = row_writer(space, self.observations, layout)
+        self._write_final = row_writer(space, self._finals, layout)
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Reset all, with one seed per environment (a list)."""
@@ -100,13 +101,15 @@ class LoopVectorEnv(VectorEnv):
                 elapsed[row] += 1
                 if terminated or truncated or elapsed[row] >= limit:
                     self._keep_final(row, observation, terminated)
-                    if self._restarts:
-                        observation, _ = env.reset()
-                        self._alive()
                     terminations[row] = terminated
                     truncations[row] = truncated or elapsed[row] >= limit
                     elapsed[row] = 0
-                write(row, observation)
+                    if self._restarts:
+                        observation, _ = env.reset()
+                        self._alive()
+                        write(row, observation)
+                else:
+                    write(row, observation)
             except Exception as error:
                 failed[row] = error
                 rewards[row], terminations[row], truncations[row] = 0.0, False, False

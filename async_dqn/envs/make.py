@@ -9,7 +9,7 @@ import dataclasses
 import importlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,11 +22,21 @@ from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from async_dqn.config.config import UserError
 from async_dqn.envs.actions import action_mapping, numbered
 from async_dqn.envs.batch import AtariTrainingBatch, EnvBatch, NotFinite, Step
+from async_dqn.envs.codes import with_codes
 from async_dqn.envs.envpool import PoolVectorEnv
 from async_dqn.envs.loop_batch import LoopBatch
 from async_dqn.envs.loop_env import LoopVectorEnv
+from async_dqn.envs.masks import first_legal, some_legal, source_of, with_masks
 from async_dqn.envs.single_game import SingleGame
-from async_dqn.envs.spaces import ObservationLayout, num_actions, observation_layout, parts
+from async_dqn.envs.spaces import (
+    MASK,
+    ObservationLayout,
+    at,
+    in_words,
+    leaves,
+    num_actions,
+    observation_layout,
+)
 from async_dqn.envs.spec import (
     EnvInfo,
     EnvSpec,
@@ -52,7 +62,6 @@ __all__ = [
 ]
 
 LOOKS, STEPS_A_LOOK, LOOKING_S = 10, 20, 0.3  # at the time of a step, whichever comes first
-CODES_SIDE, CODES_STEPS, LARGEST_CODE = 16, 200, 32
 FEW = 2  # up to here a loop takes less time than NumPy does (CartPole: 19 and 40 us for two)
 KEEP_STATISTICS = (NormalizeObservation, NormalizeReward)
 ATARI_OURS = ("life_loss_info", "episodic_life", "reward_clipping", "autoreset_mode", "batch_size")
@@ -74,9 +83,10 @@ def make_vector(
     return _make_vectorised(spec, num_envs) or _make_loop(spec, num_envs, alive=alive)
 
 
-def probe(spec: EnvSpec) -> EnvInfo:
+def probe(spec: EnvSpec, stored: Mapping[str, Any] | None = None) -> EnvInfo:
     """Make one environment, check its spaces and interface with a reset and a step, close it.
 
+    `stored` is what a checkpoint has of it: a model goes on with the codes it learned with.
     Raises UserError for everything a user can mend: unknown ids, missing packages, unsupported
     spaces, the old gym interface, constructors that raise. Warns of wrappers that keep statistics.
     """
@@ -87,17 +97,21 @@ def probe(spec: EnvSpec) -> EnvInfo:
         _check_evaluation(spec, batch.info)
     try:
         with creation_errors(spec):
-            for env in getattr(batch.vector, "envs", ()):
+            singles = getattr(batch.vector, "envs", ())
+            for env in singles:
                 _warn_of_statistics(env)
-                _check_interface(env)
-            batch.reset([0])
-            batch.step(np.zeros(1, np.int64))
+            told = [_check_interface(env, batch.info.masks) for env in singles]
+            if spec.masks == "auto" and batch.info.masks is None:
+                if any(_both_tell(*infos) for infos in told) or _vector_tells(spec, batch):
+                    return probe(dataclasses.replace(spec, masks="info"), stored)
+            obs = batch.reset([0])
+            obs = batch.step(some_legal(batch.info, obs)).obs
             if not isinstance(batch.fault, NotFinite):
                 raise batch.fault
-            info = _scaled_by_what_is_seen(batch)
-            spaces_seen = [env.observation_space for env in getattr(batch.vector, "envs", ())]
-            counted = any(isinstance(space, spaces.Discrete) for space in spaces_seen)
-            return dataclasses.replace(info, counted=counted, step_s=_time_of_a_step(batch))
+            counted = bool(singles) and _is_counted(singles[0].observation_space)
+            seconds = _time_of_a_step(batch, obs)
+            info = with_codes(batch, obs, spec.image_codes, stored)
+            return dataclasses.replace(info, counted=counted, step_s=seconds)
     finally:
         batch.close()
 
@@ -113,16 +127,23 @@ def _check_evaluation(spec: EnvSpec, seen: EnvInfo) -> None:
             raise UserError(f"--eval-wrap changes {name} from {here} to {there}; keep it as it is")
 
 
-def _time_of_a_step(batch: EnvBatch) -> float:
-    """Seconds on average, of a random player's steps and the resets these need.
+def _is_counted(space: spaces.Space) -> bool:
+    """Whether observations are numbered states, with or without masks."""
+    if isinstance(space, spaces.Dict):
+        return all(isinstance(space[key], spaces.Discrete) for key in space if key != MASK)
+    return isinstance(space, spaces.Discrete)
+
+
+def _time_of_a_step(batch: EnvBatch, obs: np.ndarray) -> float:
+    """Seconds on average, of steps and the resets these need.
 
     Of several short looks the best: on a busy machine others are too long.
     """
-    generator, looks, begun = np.random.default_rng(1), [], time.perf_counter()
+    looks, begun = [], time.perf_counter()
     while len(looks) < LOOKS and time.perf_counter() < begun + LOOKING_S:
         start = time.perf_counter()
         for steps in range(1, STEPS_A_LOOK + 1):
-            batch.step(generator.integers(batch.info.num_actions, size=1))
+            obs = batch.step(some_legal(batch.info, obs)).obs
             elapsed = time.perf_counter() - start
             if elapsed > LOOKING_S / LOOKS:
                 break
@@ -130,30 +151,21 @@ def _time_of_a_step(batch: EnvBatch) -> float:
     return min(looks)
 
 
-def _scaled_by_what_is_seen(batch: EnvBatch) -> EnvInfo:
-    """Small images declared as any bytes may hold codes (MiniGrid: 0 to 10): a random player looks.
-
-    Divided by 255 they would all be near 0.
-    """
-    info = batch.info
-    small = info.kind == "image" and max(info.observation_shape[1:]) <= CODES_SIDE
-    if not small or info.scale != 1 / 255:
-        return info
-    generator = np.random.default_rng(0)
-    actions = generator.integers(info.num_actions, size=(CODES_STEPS, 1))
-    peak = max(int(batch.step(action).obs.max()) for action in actions)
-    if not 0 < peak <= LARGEST_CODE:
-        return info
-    return dataclasses.replace(info, scale=1 / peak, peak=peak)
-
-
 def make_env(spec: EnvSpec) -> tuple[gymnasium.Env, int]:
-    """One environment with numbered actions, and its episode limit in steps.
+    """One environment with numbered actions, masks in its observations if it has any, and its
+    episode limit in steps.
 
     Raises UserError when it cannot be made or its actions cannot be numbered.
     """
     env, limit = make_single(spec)
-    return numbered(env, spec.action_bins, spec.name), limit
+    return with_masks(numbered(env, spec.action_bins, spec.name), spec.masks, spec.name), limit
+
+
+def layout_of(spec: EnvSpec, space: spaces.Space) -> ObservationLayout:
+    """How the observations of `make_env`'s environment, of this space, are stored."""
+    masked = spec.masks != "none" and isinstance(space, spaces.Dict) and MASK in space.spaces
+    size = None if spec.image_codes.isdecimal() else spec.image_size
+    return observation_layout(space, size, masked)
 
 
 def make_to_watch(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:
@@ -180,9 +192,10 @@ def _make_loop(
     alive: Callable[[], None] = lambda: None,
 ) -> EnvBatch:
     env, limit = make_env(spec)
-    layout = observation_layout(env.observation_space)
+    layout = layout_of(spec, env.observation_space)
     count = num_actions(env.action_space, spec.name)
-    info = _describe(layout, count, 1, limit, batched, action_mapping(env))
+    masks = source_of(env) if layout.parts[-1].kind == "mask" else None
+    info = _describe(layout, count, 1, limit, batched, action_mapping(env), masks)
 
     def another() -> gymnasium.Env:
         alive()
@@ -197,7 +210,7 @@ def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
 
     A loop stands for it where environments are few and have no arguments, which may differ.
     """
-    if spec.id is None or spec.wrap:
+    if spec.id is None or spec.wrap or spec.masks not in ("auto", "none"):
         return None
     registered = registered_spec(spec)
     if registered.vector_entry_point is None or registered.additional_wrappers:
@@ -288,19 +301,24 @@ def _describe(
     limit: int,
     batched: bool = False,
     actions: dict[str, Any] | None = None,
+    masks: str | None = None,
 ) -> EnvInfo:
+    whole, in_a_row = layout.parts[0], layout.kind == "parts"
     return EnvInfo(
         layout.kind,
         layout.shape,
         layout.dtype,
-        layout.scale,
-        layout.low,
-        layout.high,
+        1.0 if in_a_row else whole.scale,
+        None if in_a_row else whole.low,
+        None if in_a_row else whole.high,
         num_actions,
         frames,
         limit,
         batched,
         actions,
+        parts=layout.parts if in_a_row else (),
+        masks=masks,
+        observation=in_words(layout.parts) if in_a_row else whole.observation,
     )
 
 
@@ -320,24 +338,53 @@ def _warn_of_statistics(env: gymnasium.Env) -> None:
         )
 
 
-def _check_interface(env: gymnasium.Env) -> None:
-    """One reset and one step by hand, to name what a wrong number of values means."""
+def _check_interface(env: gymnasium.Env, masks: str | None) -> tuple[bool, bool]:
+    """One reset and one step by hand, to name what a wrong number of values means.
+
+    `masks` is where observations have legal actions from. Returns whether infos tell them: that of
+    the reset, and that of the step, if it did not end the episode.
+    """
     first = env.reset(seed=0)
     if not (isinstance(first, tuple) and len(first) == 2):
         raise UserError("env returns no (observation, info) from reset; port it to Gymnasium")
-    _check_dtypes(env, first[0])
+    _check_dtypes(env, first[0], masks)
     assert isinstance(env.action_space, spaces.Discrete)
-    values = env.step(env.action_space.dtype.type(env.action_space.start))
+    at_reset = MASK in (first[1] or ())
+    holds = first[0] if masks is not None else first[1] if at_reset else {}
+    values = env.step(first_legal(env, holds.get(MASK)))
     if len(values) != 5:
         raise UserError(f"env returns {len(values)} values from step; a Gymnasium env returns 5")
-    _check_dtypes(env, values[0])
+    _check_dtypes(env, values[0], masks)
+    over = bool(values[2] or values[3])
+    return at_reset, at_reset if over else MASK in (values[4] or ())
 
 
-def _check_dtypes(env: gymnasium.Env, observation: Any) -> None:
-    """Raise UserError for fractions where the space declares whole numbers."""
-    for part, space, held in parts(env.observation_space, observation):
-        returned, declared = np.asarray(held).dtype, np.dtype(space.dtype)
-        truncated = "biu" if part else "bu"  # pixels in 0..1 would all become 0
+def _both_tell(at_reset: bool, in_step: bool) -> bool:
+    """Whether infos tell legal actions. Raises UserError where they do so only now and then."""
+    if at_reset != in_step:
+        where, where_not = ("reset", "step") if at_reset else ("step", "reset")
+        raise UserError(
+            f"env gives info['{MASK}'] in {where}, not in {where_not}; add it there, or "
+            "--action-masks none ignores it"
+        )
+    return at_reset
+
+
+def _vector_tells(spec: EnvSpec, batch: EnvBatch) -> bool:
+    """Whether a vector environment of gymnasium's has masks: single ones then stand in for it."""
+    if isinstance(batch, LoopBatch) or spec.is_atari or spec.backend != "gymnasium":
+        return False
+    _, infos = batch.vector.reset()
+    return MASK in infos
+
+
+def _check_dtypes(env: gymnasium.Env, observation: Any, masks: str | None) -> None:
+    """Raise UserError for fractions where the space declares whole numbers; masks may be any."""
+    for path, space in leaves(env.observation_space):
+        if masks is not None and path == (MASK,):
+            continue
+        returned, declared = np.asarray(at(observation, path)).dtype, np.dtype(space.dtype)
+        truncated = "biu" if path else "bu"  # pixels in 0..1 would all become 0
         if returned.kind == "f" and declared.kind in truncated:
             raise UserError(
                 f"env returns {returned} observations, its space says {declared}; "

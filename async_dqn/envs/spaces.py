@@ -1,62 +1,153 @@
 """Gymnasium observation spaces in the one form the networks know.
 
-Observations become vectors (float32, or uint8 for bytes) or images (channels first). An image is
-a 3-D Box, or a 2-D Box of bytes with sides of 8 and more; its channels are the smaller of the first
-and the last axis, the last when equal (Seaquest of MinAtar is 10 x 10 x 10, channels last). Dict,
-Tuple and MultiDiscrete become one vector as gymnasium's `flatten` (what FlattenObservation calls)
-lays it out.
+Observations become vectors (float32, or uint8 for bytes), images (channels first), or rows of
+several parts. An image is a 3-D Box, or a 2-D Box of bytes with sides of 8 and more, or of floats
+within 0..1 or 0..255 with sides of 16 and more; its channels are the smaller of the first and the
+last axis, the last when equal (Seaquest of MinAtar is 10 x 10 x 10, channels last). Dict, Tuple and
+MultiDiscrete become one vector as gymnasium's `flatten` (what FlattenObservation calls) lays it
+out; a Dict or Tuple with an image or a text a row: its images, then the rest.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector.utils import batch_space, iterate
 
 from async_dqn.config.config import UserError
+from async_dqn.envs.texts import BUCKETS, WIDTH
 
 MAX_ONE_HOT = 4096
 UNBOUNDED = 1e6  # bounds this wide (float32 maxima, for one) say nothing about the scale of inputs
+LEAST_SIDE = 3  # of an image; below that there is nothing to convolve
+BRIGHTEST = (1, 255)  # of floats that are grey pixels
+FIXED_SIZE = "; a network's input has one size: wrap the environment so that it gives a Box"
+# What no network takes, and what to do about it.
+REASONS = {
+    spaces.Sequence: f": its length changes{FIXED_SIZE}, padded to the longest",
+    spaces.Graph: f": its nodes and edges come and go{FIXED_SIZE}, padded to the most",
+    spaces.OneOf: ": it is now this, now that space; wrap the environment in FlattenObservation",
+}
 
-BYTES = ("B", "?")  # dtypes, by their characters, whose values bytes can hold
+MASK = "action_mask"  # key of a Dict
 
-RowWriter = Callable[[int, Any], None]
+Path = tuple[Any, ...]  # keys and places on the way to a part
 
 
 @dataclass(frozen=True)
-class ObservationLayout:
-    """How observations of a space are stored: shape, dtype and scale as in EnvInfo."""
+class Part:
+    """A vector or an image, alone or in a row of several, or a mask of legal actions; JSON-able.
 
+    `name` says where in a Dict or Tuple it was; the other fields are as those of `EnvInfo`, and
+    `observation` says in words what was made of its space.
+    """
+
+    name: str
     kind: str
     shape: tuple[int, ...]
     dtype: str
     scale: float = 1.0
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+    codes: int | None = None
+    observation: str = ""
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
 
 
-def observation_layout(space: spaces.Space) -> ObservationLayout:
-    """The layout of a space's observations.
+@dataclass(frozen=True)
+class ObservationLayout:
+    """How observations of a space are stored: kind, shape and dtype as in EnvInfo.
 
-    Raises UserError for spaces other than Box of up to 3 dimensions, MultiBinary, Discrete and
-    MultiDiscrete of up to 4096 states, and Dict and Tuple of these that hold no image.
+    Kind "vector" or "image" is the one part there is; "parts" are several, in a row.
     """
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    parts: tuple[Part, ...]
+
+
+def observation_layout(
+    space: spaces.Space, image_size: int | None = None, masked: bool = False
+) -> ObservationLayout:
+    """The layout of a space's observations, with images of at most `image_size` on a side.
+
+    If `masked`, the part of a Dict at "action_mask" is which actions are legal, last in the row.
+    Raises UserError for spaces other than Box of up to 3 dimensions, MultiBinary, Text, Discrete
+    and MultiDiscrete of up to 4096 states, and Dict and Tuple of these.
+    """
+    found = ordered_leaves(space, masked)
+    if len(found) == masked:
+        raise UserError(f"observation space {describe(space)} is empty; give it a Box")
+    several = isinstance(space, spaces.Dict | spaces.Tuple)
+    for path, leaf in found:
+        if not _is_supported(leaf):
+            holds = f"{describe(space)} holds {describe(leaf)} at {spell(path)}, which"
+            raise UserError(
+                f"observation space {holds if several else describe(space)} is not supported"
+                f"{_reason(leaf)}"
+            )
+    if several and not masked and not in_a_row(space):
+        made_of = in_words(_part(path, leaf, None) for path, leaf in found)
+        part = replace(_vector_part("", spaces.flatten_space(space)), observation=made_of)
+        return ObservationLayout("vector", part.shape, part.dtype, (part,))
+    parts = tuple(_part(path, leaf, image_size) for path, leaf in found)
+    if masked:
+        parts = (*parts[:-1], replace(parts[-1], kind="mask", dtype="uint8", observation=""))
+    if len(parts) == 1:
+        return ObservationLayout(parts[0].kind, parts[0].shape, parts[0].dtype, parts)
+    dtype = "uint8" if all(part.dtype == "uint8" for part in parts) else "float32"
+    return ObservationLayout("parts", (sum(part.size for part in parts),), dtype, parts)
+
+
+def in_a_row(space: spaces.Space) -> bool:
+    """Whether a Dict or Tuple is laid out part by part: it has images or texts among others."""
+    return any(is_text(leaf) or is_image(leaf) for _, leaf in leaves(space))
+
+
+def ordered_leaves(space: spaces.Space, masked: bool) -> list[tuple[Path, spaces.Space]]:
+    """The leaves of a space in the order of the row: images first, a mask last."""
+
+    def place(leaf: tuple[Path, spaces.Space]) -> int:
+        return 2 if masked and leaf[0] == (MASK,) else not is_image(leaf[1])
+
+    return sorted(leaves(space), key=place)
+
+
+def leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
+    """(path, space) of every part of a Dict or Tuple; any other space is one part."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        _check_parts(space)
-        return _vector_layout(spaces.flatten_space(space))
-    if isinstance(space, spaces.Box) and _is_image(space):
-        return _image_layout(space)
-    if _is_vector(space):
-        one_hot = not isinstance(space, spaces.Box)
-        shape = (spaces.flatdim(space),)
-        return ObservationLayout("vector", shape, "float32") if one_hot else _vector_layout(space)
-    raise UserError(
-        f"observation space {describe(space)} is not supported; "
-        "wrap the environment so that it gives one Box"
-    )
+        inner = space.spaces
+        keys = inner if isinstance(space, spaces.Dict) else range(len(inner))
+        for key in keys:
+            yield from leaves(inner[key], (*path, key))
+    else:
+        yield path, space
+
+
+def at(observation: Any, path: Path) -> Any:
+    """The part of an observation at a path."""
+    for key in path:
+        observation = observation[key]
+    return observation
+
+
+def spell(path: Path) -> str:
+    """A path as it is written in Python."""
+    return "".join(f"[{key!r}]" for key in path)
+
+
+def in_words(parts: Iterable[Part]) -> str:
+    """What is made of the parts of an observation, and how many numbers that are."""
+    parts = [part for part in parts if part.kind != "mask"]
+    made_of = ", ".join(part.observation for part in parts)
+    return f"{made_of} -> {sum(part.size for part in parts)} numbers"
 
 
 def num_actions(space: spaces.Space, name: str) -> int:
@@ -73,13 +164,14 @@ def split_batch(space: spaces.Space, observation: Any) -> tuple[list[Any], bool]
     """Single raw observations of `space`, and whether only one was given.
 
     A batch is stacked as gymnasium's vector environments stack it: an array [N, ...], or a Dict or
-    Tuple of those. Raises UserError where shapes do not fit.
+    Tuple of those, of texts a list or tuple. Raises UserError where shapes do not fit.
     """
+    found = list(leaves(space))
     try:
-        given = [np.shape(part) for _, _, part in parts(space, observation)]
-        wanted = [part.shape for _, part, _ in parts(space)]
+        given = [np.shape(at(observation, path)) for path, _ in found]
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"observation does not fit {describe(space)}: {error!r}") from error
+    wanted = [() if is_text(leaf) else leaf.shape for _, leaf in found]
     if given == wanted:
         return [observation], True
     counts = {shape[:1] for shape in given}
@@ -88,169 +180,119 @@ def split_batch(space: spaces.Space, observation: Any) -> tuple[list[Any], bool]
         raise UserError(
             f"observation has shape {given[0] if len(given) == 1 else given}, expected {expected}"
         )
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        return list(iterate(batch_space(space, counts.pop()[0]), observation)), False
-    return list(np.asarray(observation)), False
+    (count,) = counts.pop()
+    return [_member(space, observation, k) for k in range(count)], False
 
 
-def parts(
-    space: spaces.Space, observation: Any = None, name: str = ""
-) -> Iterator[tuple[str, spaces.Space, Any]]:
-    """(name, space, observation) of every part of a Dict or Tuple; any other space is one part."""
+def _member(space: spaces.Space, observations: Any, k: int) -> Any:
+    """Observation k of a batch."""
     if isinstance(space, spaces.Dict):
-        inner = list(space.spaces.items())
-    elif isinstance(space, spaces.Tuple):
-        inner = list(enumerate(space.spaces))
-    else:
-        yield name, space, observation
-        return
-    for key, part in inner:
-        held = None if observation is None else observation[key]
-        yield from parts(part, held, f"{name}[{key!r}]")
+        inner = space.spaces.items()
+        return {key: _member(part, observations[key], k) for key, part in inner}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_member(*pair, k) for pair in zip(space.spaces, observations, strict=True))
+    return observations[k]
 
 
-def row_writer(space: spaces.Space, batch: np.ndarray) -> RowWriter:
-    """A function that stores one raw observation as row i of `batch` [B, *layout.shape].
+def is_text(space: spaces.Space) -> bool:
+    """Whether observations are texts: `Text`, or a space of one's own (MiniGrid's missions)."""
+    return space.dtype is not None and space.dtype.kind == "U"
 
-    It raises ValueError for what numpy would broadcast or change without a word: an observation of
-    the wrong shape, or with values that the space's dtype does not have.
+
+def is_image(space: spaces.Space) -> bool:
+    """Whether a space is a Box that is seen as an image."""
+    if not isinstance(space, spaces.Box) or 0 in space.shape:
+        return False
+    if len(space.shape) == 2:
+        in_bytes = space.dtype == np.uint8
+        grey = (space.low == 0).all() and space.high.min() == space.high.max() in BRIGHTEST
+        return min(space.shape) >= (8 if in_bytes else 16) and (in_bytes or bool(grey))
+    return len(space.shape) == 3 and min(planes(space)[1:]) >= LEAST_SIDE
+
+
+def planes(space: spaces.Box) -> tuple[int, ...]:
+    """The shape (C, H, W) of an image as the environment gives it, but for the order."""
+    shape = space.shape
+    if len(shape) == 2:
+        return (1, *shape)
+    return (shape[2], shape[0], shape[1]) if channels_last(shape) else shape
+
+
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether the channels of a 3-D image are its last axis."""
+    return shape[-1] <= shape[0]
+
+
+def shrink_factor(space: spaces.Box, image_size: int | None) -> int:
+    """By which whole number the sides of an image are divided to be at most `image_size`.
+
+    Codes and planes of flags stay as they are: a mean of them means nothing.
     """
-    if isinstance(space, spaces.Discrete):
-        return _one_hot_writer(space, batch)
-    if isinstance(space, spaces.MultiDiscrete | spaces.Dict | spaces.Tuple):
-        return _flattening_writer(space, batch)
-    shape, rows = space.shape, _native_view(space, batch)
-    in_bytes = rows.dtype == np.uint8
-
-    def write(row: int, observation: Any) -> None:
-        if getattr(observation, "shape", None) != shape:
-            observation = np.asarray(observation)
-            if observation.shape != shape:
-                raise ValueError(f"observation has shape {observation.shape}, expected {shape}")
-        if in_bytes and observation.dtype.char not in BYTES:
-            observation = stored(observation, rows.dtype)
-        rows[row] = observation
-
-    return write
+    pixels = space.dtype.kind == "f" or float(space.high.max()) >= 32
+    if image_size is None or not pixels:
+        return 1
+    return -(-max(planes(space)[1:]) // image_size)
 
 
-def stored(observations: Any, dtype: np.dtype) -> np.ndarray:
-    """Observations as `dtype`. Raises ValueError where bytes would hold other numbers."""
-    if getattr(observations, "dtype", None) == dtype:
-        return observations
-    given = np.asarray(observations)
-    if dtype != np.uint8 or given.dtype.char in BYTES:
-        return given.astype(dtype, copy=False)
-    with np.errstate(invalid="ignore"):
-        kept = given.astype(dtype)
-    if (kept != given).any():
-        value = given[kept != given].flat[0]
-        raise ValueError(
-            f"observation holds {value:g}, which is no byte; correct its observation_space"
-        )
-    return kept
+def describe(space: spaces.Space) -> str:
+    """A space in a few words, for messages."""
+    if isinstance(space, spaces.Box):
+        return f"Box{space.shape}"
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return str(space)
+    return f"{type(space).__name__}(...)"
 
 
-def _one_hot_writer(space: spaces.Discrete, batch: np.ndarray) -> RowWriter:
-    start, states = int(space.start), int(space.n)
-
-    def write(row: int, observation: Any) -> None:
-        state = int(observation) - start
-        if not 0 <= state < states:
-            raise ValueError(f"observation {observation} is not in {space}")
-        batch[row] = 0
-        batch[row, state] = 1
-
-    return write
+def _reason(space: spaces.Space) -> str:
+    for kind, reason in REASONS.items():
+        if isinstance(space, kind):
+            return reason
+    return "; wrap the environment so that it gives one Box"
 
 
-def _flattening_writer(space: spaces.Space, batch: np.ndarray) -> RowWriter:
-    write_flat = row_writer(spaces.flatten_space(space), batch)
-
-    def write(row: int, observation: Any) -> None:
-        for name, part, held in parts(space, observation):
-            _check_part(part, held, name)
-        write_flat(row, spaces.flatten(space, observation))
-
-    return write
-
-
-def _check_part(space: spaces.Space, observation: Any, name: str) -> None:
-    """Raise ValueError for what `flatten` would cast or wrap around without a word."""
-    held = np.asarray(observation)
-    if isinstance(space, spaces.Discrete):
-        space, held = spaces.MultiDiscrete([space.n], start=[space.start]), held.reshape(-1)
-    if isinstance(space, spaces.MultiDiscrete):
-        counted = held - space.start
-        sound = held.shape == space.shape and (counted >= 0).all() and (counted < space.nvec).all()
-    else:
-        sound = np.can_cast(held.dtype, space.dtype, "same_kind")
-        sound = sound or np.array_equal(held.astype(space.dtype), held)
-    if not sound:
-        raise ValueError(f"observation{name} {observation} is not in {space}")
-
-
-def _native_view(space: spaces.Space, batch: np.ndarray) -> np.ndarray:
-    """The same memory with the axes of the space, so that one assignment also transposes."""
-    if batch.ndim == 4 and len(space.shape) == 3:
-        return np.moveaxis(batch, 1, -1) if _channels_last(space.shape) else batch
-    return batch.reshape(len(batch), *space.shape)
-
-
-def _check_parts(space: spaces.Space) -> None:
-    found = list(parts(space))
-    for name, part, _ in found:
-        if isinstance(part, spaces.Box) and _is_image(part):
-            raise UserError(
-                f"observation space {describe(space)} holds an image at {name}, {describe(part)}; "
-                "wrap the environment so that it gives the image alone, or no image"
-            )
-        if not _is_vector(part):
-            raise UserError(
-                f"observation space {describe(space)} holds {describe(part)} at {name}, which "
-                "is not supported; wrap the environment so that it gives one Box"
-            )
-    if not found:
-        raise UserError(f"observation space {describe(space)} is empty; give it a Box")
-
-
-def _is_vector(space: spaces.Space) -> bool:
-    """Whether `flatten` makes a vector of sensible length of it."""
+def _is_supported(space: spaces.Space) -> bool:
     if isinstance(space, spaces.Box):
         return len(space.shape) <= 3 and math.prod(space.shape) > 0
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return spaces.flatdim(space) <= MAX_ONE_HOT
-    return isinstance(space, spaces.MultiBinary)
+    return isinstance(space, spaces.MultiBinary) or is_text(space)
 
 
-def _is_image(space: spaces.Box) -> bool:
-    if 0 in space.shape:
-        return False
-    two_dimensional = len(space.shape) == 2 and space.dtype == np.uint8 and min(space.shape) >= 8
-    return len(space.shape) == 3 or two_dimensional
+def _part(path: Path, space: spaces.Space, image_size: int | None) -> Part:
+    name = "/".join(map(str, path[path[:1] == ("observation",) :]))  # as PettingZoo has it
+    if is_image(space):
+        return _image_part(name, space, image_size)
+    if isinstance(space, spaces.Box):
+        return _vector_part(name, space)
+    if is_text(space):
+        words = f"{name} Text as {BUCKETS} hashed words and {BUCKETS} pairs".lstrip()
+        return Part(name, "vector", (WIDTH,), "uint8", observation=words)
+    words = f"{name} {space}{'' if isinstance(space, spaces.MultiBinary) else ' one-hot'}".lstrip()
+    dtype = "uint8" if path else "float32"  # in a row bytes save memory
+    return Part(name, "vector", (spaces.flatdim(space),), dtype, observation=words)
 
 
-def _channels_last(shape: tuple[int, ...]) -> bool:
-    return shape[-1] <= shape[0]
+def _image_part(name: str, space: spaces.Box, image_size: int | None) -> Part:
+    channels, height, width = planes(space)
+    factor = shrink_factor(space, image_size)
+    shape = (channels, height // factor, width // factor)
+    words = f"{name or 'image'} {height}x{width}x{channels}"
+    if factor > 1:
+        words += f" shrunk to {shape[1]}x{shape[2]}"
+    dtype, scale = _stored_dtype(space), _peak_scale(space)
+    return Part(name, "image", shape, dtype, scale, observation=words)
 
 
-def _image_layout(space: spaces.Box) -> ObservationLayout:
-    shape = space.shape
-    if len(shape) == 2:
-        shape = (1, *shape)
-    elif _channels_last(shape):
-        shape = (shape[2], shape[0], shape[1])
-    return ObservationLayout("image", shape, _stored_dtype(space), _peak_scale(space))
-
-
-def _vector_layout(space: spaces.Box) -> ObservationLayout:
+def _vector_part(name: str, space: spaces.Box) -> Part:
     shape, dtype = (math.prod(space.shape),), _stored_dtype(space)
+    words = f"{name} {describe(space)}".lstrip()
     if dtype == "uint8":
-        return ObservationLayout("vector", shape, dtype, _peak_scale(space))
+        return Part(name, "vector", shape, dtype, _peak_scale(space), observation=words)
     low, high = space.low.astype(float).ravel(), space.high.astype(float).ravel()
     if max(np.abs(low).max(), np.abs(high).max()) >= UNBOUNDED:
-        return ObservationLayout("vector", shape, dtype)
-    return ObservationLayout("vector", shape, dtype, 1.0, tuple(low.tolist()), tuple(high.tolist()))
+        return Part(name, "vector", shape, dtype, observation=words)
+    bounds = tuple(low.tolist()), tuple(high.tolist())
+    return Part(name, "vector", shape, dtype, 1.0, *bounds, None, words)
 
 
 def _stored_dtype(space: spaces.Box) -> str:
@@ -261,12 +303,3 @@ def _peak_scale(space: spaces.Box) -> float:
     """1 / the largest value, so that bytes and pixels arrive in 0..1."""
     peak = float(space.high.max())
     return 1 / peak if 1 < peak < UNBOUNDED else 1.0
-
-
-def describe(space: spaces.Space) -> str:
-    """A space in a few words, for messages."""
-    if isinstance(space, spaces.Box):
-        return f"Box{space.shape}"
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        return str(space)
-    return f"{type(space).__name__}(...)"

@@ -1,7 +1,7 @@
 """Which environment is meant, whether it exists here, and how one copy of it is made.
 
 `check_env_id` answers within the import of gymnasium: nothing is built, and of the environment
-packages only ale-py, which is quick, is imported.
+packages only ale-py, which is quick, and those of `FAMILIES` where one is asked for, are imported.
 """
 
 import copy
@@ -22,6 +22,7 @@ from gymnasium.envs.registration import get_env_id, parse_env_id
 from async_dqn.config.config import UserError
 from async_dqn.config.fields import describe_error
 from async_dqn.config.schema import EnvironmentConfig
+from async_dqn.envs.spaces import Part
 from async_dqn.envs.wrap import wrapped
 
 DEFAULT_MAX_EPISODE_STEPS = 10_000
@@ -38,6 +39,13 @@ class Requirement(NamedTuple):
 
 ATARI = Requirement("ale_py", "ale-py", '-e ".[atari]"')
 MINATAR = Requirement("minatar", "MinAtar", '-e ".[minatar]"')
+MINIGRID = Requirement("minigrid", "MiniGrid", '-e ".[minigrid]"')
+VIZDOOM = Requirement("vizdoom", "VizDoom", '-e ".[vizdoom]"')
+# Without a namespace: how their ids begin, and the module that registers them.
+FAMILIES = (
+    (("MiniGrid-", "BabyAI-"), MINIGRID, "minigrid"),
+    (("Vizdoom",), VIZDOOM, "vizdoom.gymnasium_wrapper"),
+)
 REQUIREMENTS = {  # by namespace, or by the module of gymnasium that holds the environment
     "ALE": ATARI,
     "MinAtar": MINATAR,
@@ -56,8 +64,11 @@ class EnvSpec:
     imported first, in every process; `max_episode_steps` None means the environment's own limit,
     else 27,000 for Atari and 10,000 for the rest; `action_bins` are the values that each dimension
     of continuous actions is cut into; `backend` is what workers step, in the wrappers `wrap`, for
-    which `eval_wrap` stands in evaluations. `clip_rewards` and
+    which `eval_wrap` stands in evaluations. Images are shrunk to `image_size`; their bytes are as
+    many codes as `image_codes` says. `clip_rewards` and
     `life_loss_ends` say how Atari is learned; scores are those of whole games either way.
+    `masks` says where legal actions are told: "info", "observation" or "method" (`envs.masks`),
+    "none", or "auto", to be found out.
     """
 
     env: str | Callable[..., gymnasium.Env]
@@ -68,8 +79,11 @@ class EnvSpec:
     backend: str = "gymnasium"
     wrap: tuple[str, ...] = ()
     eval_wrap: tuple[str, ...] = ()
+    image_size: int | None = 96
+    image_codes: str = "auto"
     clip_rewards: bool = True
     life_loss_ends: bool = True
+    masks: str = "auto"
 
     @classmethod
     def of(
@@ -85,8 +99,11 @@ class EnvSpec:
             settings.env_backend,
             settings.wrap,
             settings.eval_wrap,
+            settings.image_size,
+            settings.image_codes,
             settings.clip_rewards,
             settings.life_loss_ends,
+            settings.action_masks,
         )
 
     @property
@@ -121,13 +138,17 @@ class EnvSpec:
 class EnvInfo:
     """What the learner needs to know of an environment; JSON-able with `dataclasses.asdict`.
 
-    `observation_shape` is (n,) for kind "vector" and (C, H, W) for kind "image"; networks multiply
-    raw observations by `scale`; `low` and `high` are the bounds of a vector where all are finite;
+    `observation_shape` is (n,) for kind "vector", (C, H, W) for kind "image", and (n,) for kind
+    "parts": the `parts` in a row. Networks multiply raw observations by `scale`; `low` and `high`
+    are the bounds of a vector where all are finite;
     actions are 0..num_actions-1; `frames_per_step` is 4 for Atari;
     `batched` says that many copies step together for little more than one costs; `actions` says
     what the numbers mean where the action space is not Discrete (`actions.action_mapping`);
-    `peak` is the largest number seen in bytes that are codes, not colours; `counted` says that
-    observations are numbered states; a step of one environment took about `step_s` seconds.
+    `peak` is the largest number seen in bytes that are codes, not colours, and `codes` how many
+    of them networks tell apart. `observation` says in words what was made of the space;
+    `masks` is where legal actions are told (as in EnvSpec), in the last part of the row;
+    `counted` says that observations are numbered states; a step of one environment took about
+    `step_s` seconds.
     """
 
     kind: str
@@ -142,6 +163,10 @@ class EnvInfo:
     batched: bool = False
     actions: dict[str, Any] | None = None
     peak: int | None = None
+    codes: int | None = None
+    parts: tuple[Part, ...] = ()
+    observation: str = ""
+    masks: str | None = None
     counted: bool = False
     step_s: float = 0.0
 
@@ -163,6 +188,7 @@ def check_env_id(
         _import_for_registration(name)
     namespace = env_id.rpartition("/")[0]
     _require(env_id, namespace)
+    _register_family(env_id)
     known = _known_ids(namespace)
     own = namespace == "ALE" or not _is_of(env_id, ATARI.module)
     if env_id not in known or not own:
@@ -190,7 +216,8 @@ def preload_modules(spec: EnvSpec) -> list[str]:
         return []
     entry_points = (registered.entry_point, registered.vector_entry_point)
     modules = {_entry_module(entry_point) for entry_point in entry_points}
-    return sorted(module for module in modules if module.startswith("gymnasium."))
+    known = ("gymnasium.", *(f"{family.module}." for _, family, _ in FAMILIES))
+    return sorted(module for module in modules if module.startswith(known))
 
 
 def registered_spec(spec: EnvSpec) -> RegisteredSpec:
@@ -256,10 +283,23 @@ def _entry_module(entry_point: str | Callable[..., Any] | None) -> str:
 
 
 def _require(env_id: str, origin: str) -> None:
-    for prefix, (module, package, install) in REQUIREMENTS.items():
+    for prefix, requirement in REQUIREMENTS.items():
         concerned = origin == prefix or origin.startswith(prefix + ".")
-        if concerned and importlib.util.find_spec(module) is None:
-            raise UserError(f"{env_id} needs {package}; pip install {install}")
+        if concerned and importlib.util.find_spec(requirement.module) is None:
+            raise _missing(env_id, requirement)
+
+
+def _register_family(env_id: str) -> None:
+    """Import the package whose ids begin like this one, if nobody has registered it."""
+    for beginnings, requirement, module in FAMILIES:
+        if env_id.startswith(beginnings) and env_id not in gymnasium.registry:
+            if importlib.util.find_spec(requirement.module) is None:
+                raise _missing(env_id, requirement)
+            _import_for_registration(module)
+
+
+def _missing(env_id: str, requirement: Requirement) -> UserError:
+    return UserError(f"{env_id} needs {requirement.package}; pip install {requirement.install}")
 
 
 def _known_ids(namespace: str) -> set[str]:

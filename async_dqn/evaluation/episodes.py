@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from async_dqn.algorithms.exploration import uniform
 from async_dqn.envs.loop_batch import LoopBatch
 from async_dqn.envs.make import EnvBatch, make_vector
 from async_dqn.evaluation.seats import Played
@@ -172,11 +173,11 @@ class EpisodeRunner:
         )
 
     def _choose(self, q_values: np.ndarray, random: list[np.random.Generator]) -> np.ndarray:
-        """Greedy actions [N], or with the probability `eval_epsilon` any other."""
+        """Greedy actions [N], or with the probability `eval_epsilon` any other that is legal."""
         best, epsilon = q_values.argmax(axis=1), self.run_spec.eval_epsilon
         for row, generator in enumerate(random if epsilon else ()):
             if generator.random() < epsilon:
-                best[row] = generator.integers(q_values.shape[1])
+                best[row] = uniform(q_values[row : row + 1], generator)[0]
         return best
 
 

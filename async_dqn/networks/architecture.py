@@ -1,6 +1,8 @@
 """Which network an observation gets: plain data, decided and checked before torch is imported."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from async_dqn.config.config import Config, UserError
 from async_dqn.config.cores import has_bfloat16
@@ -18,6 +20,8 @@ NETWORKS = {
 }
 MINIMUM_SIDE = {"small-conv": 3, "nips": 20, "nature": 36, "impala": 1, "conv": 3}
 FOR_VECTORS = ("linear", "mlp")
+# The Q-value of an illegal action: no other is so low, and sums and products with it are finite.
+ILLEGAL = -1e30
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Architecture:
 
     network: str  # of NETWORKS, or module:name of the user's own
     observation_shape: tuple[int, ...]  # (n,) or channels first (C, H, W)
-    scale: float  # raw observations are multiplied with it
+    scale: float | tuple[float, ...]  # raw observations are multiplied with it
     num_actions: int
     hidden: tuple[int, ...]
     layer_norm: bool
@@ -40,22 +44,63 @@ class Architecture:
     recurrent: bool = False
     low: tuple[float, ...] | None = None  # with high the bounds of a vector to map to [-1, 1]
     high: tuple[float, ...] | None = None
+    codes: int | None = None  # of an image: each of its bytes becomes a one-hot of so many
+    parts: tuple["Architecture", ...] = ()  # of a row [n]: images, then one vector; a torso each
+    masked: bool = False  # flat rows end with which actions are legal, [num_actions]
     normalize: bool = False  # vectors, by running mean and deviation
+
+    def __post_init__(self) -> None:
+        """Take what a checkpoint's JSON has made of it."""
+        parts = (Architecture(**part) if isinstance(part, dict) else part for part in self.parts)
+        object.__setattr__(self, "parts", tuple(parts))
+        if isinstance(self.scale, list):
+            object.__setattr__(self, "scale", tuple(self.scale))
 
 
 def choose(config: Config, info) -> Architecture:
     """The network that the settings ask for, on the observations of `info` (an `EnvInfo`).
 
-    `--network auto` goes by the observation's shape.
+    `--network auto` goes by the observation's shape. In a row of parts the images get what it
+    names; the others are one vector, which dense layers take.
 
     Raises:
         UserError: the network asked for does not fit the observation.
     """
-    network, shape = config.network, tuple(info.observation_shape)
+    if info.kind != "parts":
+        seen = Seen(tuple(info.observation_shape), info.scale, info.low, info.high, info.codes)
+        return _of(config, info.num_actions, seen)
+    images = [Seen(p.shape, p.scale, codes=p.codes) for p in info.parts if p.kind == "image"]
+    vectors = [part for part in info.parts if part.kind == "vector"]
+    seen = [*images, *([_joined(vectors)] if vectors else [])]
+    masked = info.masks is not None
+    if masked and config.parallel.model_parallel:
+        raise UserError("--model-parallel knows no action masks; drop it, or --action-masks none")
+    if len(seen) == 1:
+        return replace(_of(config, info.num_actions, seen[0]), masked=masked)
+    _check_parts(config)
+    named = config.with_settings({"network": "auto"})
+    parts = [_of(config if part in images else named, info.num_actions, part) for part in seen]
+    width = sum(math.prod(part.observation_shape) for part in parts)
+    row = {"observation_shape": (width,), "scale": 1.0, "codes": None, "masked": masked}
+    return replace(parts[0], **row, parts=tuple(parts))
+
+
+class Seen(NamedTuple):
+    """What a torso gets."""
+
+    shape: tuple[int, ...]
+    scale: float | tuple[float, ...]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    codes: int | None = None
+
+
+def _of(config: Config, num_actions: int, seen: Seen) -> Architecture:
+    network, shape = config.network, seen.shape
     name = _by_shape(shape) if network.network == "auto" else network.network
     if not is_foreign(name):
         _check_fit(name, shape)
-    if network.input_scaling and info.low is None:
+    if network.input_scaling and seen.low is None:
         raise UserError("--input-scaling needs a vector with finite bounds; drop it")
     if network.normalize_observations and len(shape) != 1:
         raise UserError("--normalize-observations is for vectors; images have a scale; drop it")
@@ -63,8 +108,8 @@ def choose(config: Config, info) -> Architecture:
     return Architecture(
         network=name,
         observation_shape=shape,
-        scale=1.0 if network.normalize_observations else info.scale,
-        num_actions=info.num_actions,
+        scale=1.0 if network.normalize_observations else seen.scale,
+        num_actions=num_actions,
         hidden=tuple(network.hidden),
         layer_norm=True if network.layer_norm is None else network.layer_norm,
         dueling=network.dueling,
@@ -75,10 +120,31 @@ def choose(config: Config, info) -> Architecture:
         v_max=network.v_max,
         noisy=network.noisy,
         recurrent=network.recurrent,
-        low=info.low if network.input_scaling else None,
-        high=info.high if network.input_scaling else None,
+        low=seen.low if network.input_scaling else None,
+        high=seen.high if network.input_scaling else None,
+        codes=seen.codes,
         normalize=network.normalize_observations,
     )
+
+
+def _joined(vectors) -> Seen:
+    """The vectors among the parts of a row as one: bytes keep the scales of their own."""
+    scales = [part.scale for part in vectors for _ in range(part.size)]
+    scale = scales[0] if len(set(scales)) == 1 else tuple(scales)
+    if any(part.low is None for part in vectors):
+        return Seen((len(scales),), scale)
+    low, high = (sum((getattr(p, end) for p in vectors), ()) for end in ("low", "high"))
+    return Seen((len(scales),), scale, low, high)
+
+
+def _check_parts(config: Config) -> None:
+    """Refuse what is for one vector, or one chain of layers."""
+    if config.network.input_scaling:
+        raise UserError("--input-scaling is for a vector alone, not one beside images; drop it")
+    if config.parallel.model_parallel:
+        raise UserError(
+            "--model-parallel cuts one chain of layers, here every image has its own; drop it"
+        )
 
 
 def _head(config: Config) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from async_dqn.networks.architecture import Architecture
+from async_dqn.networks.architecture import ILLEGAL, Architecture
 from async_dqn.networks.layers import Linear
 from async_dqn.networks.noisy import NoisyLinear
 
@@ -47,8 +47,14 @@ def build_head(architecture: Architecture, features: int) -> nn.Module:
 class Head(nn.Module):
     """Called without what surrounds a module call, as in `layers`."""
 
-    def __call__(self, features: torch.Tensor) -> QOutput:
-        return self.forward(features)
+    def __call__(self, features: torch.Tensor, illegal: torch.Tensor | None = None) -> QOutput:
+        """The output for `features` [N, F]; `illegal` [N, A] bool marks actions not to be taken."""
+        return self.forward(features) if illegal is None else self.masked(features, illegal)
+
+    def masked(self, features: torch.Tensor, illegal: torch.Tensor) -> QOutput:
+        """With ILLEGAL for the value of illegal actions, once all is combined."""
+        output = self.forward(features)
+        return output._replace(q_values=output.q_values.masked_fill(illegal, ILLEGAL))
 
 
 class LinearHead(Head):
@@ -87,9 +93,17 @@ class ActorCriticHead(Head):
         self.policy = _small(dense(features, num_actions))
 
     def forward(self, features: torch.Tensor) -> QOutput:
-        log_pi = self.policy(features).log_softmax(1)
+        return self._of(self.value(features), self.policy(features))
+
+    def masked(self, features: torch.Tensor, illegal: torch.Tensor) -> QOutput:
+        """Policy and entropy over the legal actions."""
+        scores = self.policy(features).masked_fill(illegal, ILLEGAL)
+        return self._of(self.value(features), scores)
+
+    def _of(self, value: torch.Tensor, scores: torch.Tensor) -> QOutput:
+        log_pi = scores.log_softmax(1)
         entropy = -(log_pi.exp() * log_pi).sum(1, keepdim=True)
-        return QOutput(self.value(features) + log_pi + entropy)
+        return QOutput(value + log_pi + entropy)
 
 
 class LinearStream(nn.Module):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from async_dqn.networks.architecture import Architecture
+from async_dqn.networks.architecture import ILLEGAL, Architecture
 from async_dqn.networks.heads import LinearHead, QOutput, build_head
 from async_dqn.networks.layers import Chain
 from async_dqn.networks.noisy import NoisyLinear
@@ -28,6 +28,9 @@ State = tuple[torch.Tensor, torch.Tensor]  # (h, c) of an LSTM, [N, width] each
 class QNetwork(nn.Module):
     """Torso, LSTM if recurrent, and head over raw observations [N, *observation_shape].
 
+    With action masks over rows [N, n + A], whose last numbers say which actions are legal (not 0);
+    the Q-value of the others is ILLEGAL.
+
     The LSTM (DRQN, Hausknecht & Stone 2015) follows the torso's last layer and is as wide as that;
     as wide as the last of `hidden` where the torso has no layer. It has no noise of its own in
     noisy networks. Without it the state is None. `torso` builds one of the user's.
@@ -35,8 +38,12 @@ class QNetwork(nn.Module):
 
     def __init__(self, architecture: Architecture, torso: Callable | None = None):
         super().__init__()
-        self.scale, self.noisy = architecture.scale, architecture.noisy
-        self.bfloat16 = architecture.bfloat16
+        scale = architecture.scale
+        self.scale, self.noisy = 1.0 if isinstance(scale, tuple) else scale, architecture.noisy
+        self.masked = architecture.num_actions if architecture.masked else 0
+        self.shape = architecture.observation_shape
+        # Beside images there are numbers that would suffer: there it is the convolutions' own.
+        self.bfloat16 = architecture.bfloat16 and not architecture.parts
         self.torso, features = build_torso(architecture, torso)
         self.cell = None
         if architecture.recurrent:
@@ -53,11 +60,12 @@ class QNetwork(nn.Module):
         self, obs: torch.Tensor, state: State | None = None
     ) -> tuple[QOutput, State | None]:
         """One step of N rows; a recurrent network starts from zeros where `state` is None."""
+        obs, illegal = self._parted(obs) if self.masked else (obs, None)
         features = self._features(obs)
         if self.cell is not None:
             state = self.cell(features, state)
             features = state[0]
-        return self.head(features), state
+        return self.head(features, illegal), state
 
     __call__ = forward  # without what surrounds a module call, as in `layers`
 
@@ -76,7 +84,9 @@ class QNetwork(nn.Module):
         observations of an episode, before which the state is zeroed. Returns the output over T * B
         rows, time-major, and the states AFTER every row, [T, B, width] each.
         """
-        features, cell = self._features(obs.flatten(0, 1)), self.cell
+        obs = obs.flatten(0, 1)
+        obs, illegal = self._parted(obs) if self.masked else (obs, None)
+        features, cell = self._features(obs), self.cell
         # The inputs' part of the gates at once: half the products, and half the weight gradients.
         inputs = functional.linear(features, cell.weight_ih, cell.bias_ih)
         states = []
@@ -85,7 +95,7 @@ class QNetwork(nn.Module):
             state = _lstm(row + functional.linear(h, cell.weight_hh, cell.bias_hh), c)
             states.append(state)
         h, c = (torch.stack(parts) for parts in zip(*states, strict=True))
-        return self.head(h.flatten(0, 1)), (h, c)
+        return self.head(h.flatten(0, 1), illegal), (h, c)
 
     def reset_noise(self, rows: int, generator: torch.Generator) -> None:
         """Draw the noise of a noisy network, kept until the next call: one draw per row.
@@ -104,9 +114,18 @@ class QNetwork(nn.Module):
         That is added to theirs. Not for recurrent networks.
         """
         if self.chain is not None:
-            return self.chain.forward(self._scaled(obs)), self.chain.backward
+            obs, illegal = self._parted(obs) if self.masked else (obs, None)
+            q_values = self.chain.forward(self._scaled(obs))
+            if illegal is not None:  # whose part of the gradient is 0: they are not taken
+                q_values = q_values.masked_fill(illegal, ILLEGAL)
+            return q_values, self.chain.backward
         q_values = self(obs)[0].q_values
         return q_values, q_values.backward
+
+    def _parted(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Observations, and which actions are illegal [N, A] bool, of rows [N, n] with masks."""
+        seen, legal = rows.split((rows.shape[1] - self.masked, self.masked), 1)
+        return seen.reshape(len(rows), *self.shape), legal == 0
 
     def _features(self, obs: torch.Tensor) -> torch.Tensor:
         return self.torso(self._scaled(obs))

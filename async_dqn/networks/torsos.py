@@ -1,5 +1,7 @@
 """The layers between observation and head: dense layers for vectors, convolutions for images.
 
+A row of parts has a torso for each, joined by a dense layer.
+
 No layer keeps running statistics (a racy update would tear them): LayerNorm only, which is also
 what lets Q-learning do without a target network (PQN, Gallici et al. 2024).
 
@@ -7,12 +9,13 @@ Initialisation is torch's default everywhere: dense layers and convolutions, wei
 uniform within 1 / sqrt(fan-in); norms start as the identity after normalising.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from async_dqn.config.fields import UserError, describe_error
+from async_dqn.config.fields import UserError, describe_error, is_foreign
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.layers import LayerNorm, Linear, Normalize, ReLU, Sequential
 from async_dqn.networks.noisy import NoisyLinear
@@ -34,6 +37,8 @@ def build_torso(
 
     `own` builds that of the user for the shape of an observation.
     """
+    if architecture.parts:
+        return _joined_torso(architecture, own)
     if own is not None:
         return _own_torso(architecture, own)
     if len(architecture.observation_shape) == 1:
@@ -49,12 +54,13 @@ def build_torso(
 
 def _own_torso(architecture: Architecture, build: Callable) -> tuple[nn.Sequential, int]:
     """Raises UserError for what cannot be shared out to workers as a vector of parameters."""
-    shape, name = architecture.observation_shape, architecture.network
+    first, shape = _inputs(architecture)
+    name = architecture.network
     try:
         module = build(shape)
-        torso = Sequential(*_scaling(architecture), module)
+        torso = Sequential(*first, module)
         before = [buffer.clone() for buffer in torso.buffers()]
-        features = torso(torch.zeros(2, *shape))
+        features = torso(torch.zeros(2, *architecture.observation_shape))
     except Exception as error:
         raise UserError(
             f"network {name} failed ({describe_error(error)}); it is to build, for the shape "
@@ -72,11 +78,75 @@ def _own_torso(architecture: Architecture, build: Callable) -> tuple[nn.Sequenti
     return torso, features.shape[1]
 
 
-def _scaling(architecture: Architecture) -> list[nn.Module]:
-    """What comes before the first layer that learns."""
+def _joined_torso(
+    architecture: Architecture, own: Callable[[tuple[int, ...]], nn.Module] | None
+) -> tuple[nn.Sequential, int]:
+    """A torso for every part of a row, and a dense layer as wide as the widest of them."""
+    built = [
+        build_torso(part, own if is_foreign(part.network) else None) for part in architecture.parts
+    ]
+    torsos, features = zip(*built, strict=True)
+    width = max(features)
+    row = Row(architecture.parts, torsos)
+    return Sequential(row, *_dense(architecture, sum(features), width)), width
+
+
+def _inputs(architecture: Architecture) -> tuple[list[nn.Module], tuple[int, ...]]:
+    """What comes before the first layer, and the shape that it sees."""
+    layers: list[nn.Module] = []
+    shape = architecture.observation_shape
     if architecture.normalize:
-        return [Normalize(*architecture.observation_shape)]
-    return [] if architecture.low is None else [RescaleBox(architecture.low, architecture.high)]
+        layers.append(Normalize(*shape))
+    if isinstance(architecture.scale, tuple):
+        layers.append(Scale(architecture.scale))
+    if architecture.low is not None:
+        layers.append(RescaleBox(architecture.low, architecture.high))
+    if architecture.codes is not None:
+        layers.append(OneHot(architecture.codes))
+        shape = (shape[0] * architecture.codes, *shape[1:])
+    return layers, shape
+
+
+class Row(nn.Module):
+    """Rows [N, n] of parts -> the features [N, F] that their torsos make of them, side by side."""
+
+    def __init__(self, parts: Sequence[Architecture], torsos: Sequence[nn.Module]):
+        super().__init__()
+        self.torsos = nn.ModuleList(torsos)
+        self.shapes = [part.observation_shape for part in parts]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self.scales = [1.0 if isinstance(part.scale, tuple) else part.scale for part in parts]
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        features = []
+        for k, part in enumerate(rows.split(self.sizes, 1)):
+            own = part.reshape(-1, *self.shapes[k])
+            features.append(self.torsos[k](own if self.scales[k] == 1 else own * self.scales[k]))
+        return torch.cat(features, 1)
+
+
+class OneHot(nn.Module):
+    """Codes [N, C, H, W] -> planes [N, C * codes, H, W]; what lies beyond is the last code."""
+
+    def __init__(self, codes: int):
+        super().__init__()
+        numbers = torch.arange(codes, dtype=torch.float32)[:, None, None]
+        self.register_buffer("numbers", numbers, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        known = images.clamp(max=len(self.numbers) - 1)
+        return (known.unsqueeze(2) == self.numbers).float().flatten(1, 2)
+
+
+class Scale(nn.Module):
+    """Each number of a vector by its own factor."""
+
+    def __init__(self, factors: Sequence[float]):
+        super().__init__()
+        self.register_buffer("factors", torch.tensor(factors), persistent=False)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors * self.factors
 
 
 class RescaleBox(nn.Module):
@@ -122,8 +192,7 @@ class Residual(nn.Sequential):
 
 
 def _vector_torso(architecture: Architecture) -> tuple[nn.Sequential, int]:
-    (width,) = architecture.observation_shape
-    layers = _scaling(architecture)
+    layers, (width,) = _inputs(architecture)
     for hidden in architecture.hidden if architecture.network == "mlp" else ():
         layers += _dense(architecture, width, hidden)
         width = hidden
@@ -135,11 +204,12 @@ def _image_torso(
 ) -> tuple[nn.Sequential, int]:
     """Convolution layers that give `pixels` numbers, and a dense layer."""
     convolutions = Convolutions(architecture.bfloat16, *layers, nn.Flatten())
-    return Sequential(convolutions, *_dense(architecture, pixels, dense)), dense
+    first, _ = _inputs(architecture)
+    return Sequential(*first, convolutions, *_dense(architecture, pixels, dense)), dense
 
 
 def _plain_layers(architecture: Architecture, stack) -> tuple[list[nn.Module], int]:
-    channels, height, width = architecture.observation_shape
+    _, (channels, height, width) = _inputs(architecture)
     layers: list[nn.Module] = []
     for out, kernel, stride in stack:
         layers += [*_convolution(architecture, channels, out, kernel, stride), ReLU()]
@@ -150,7 +220,7 @@ def _plain_layers(architecture: Architecture, stack) -> tuple[list[nn.Module], i
 
 def _residual_layers(architecture: Architecture) -> tuple[list[nn.Module], int]:
     """Per stage a convolution, a max-pool that halves the sides, rounded up, and two blocks."""
-    channels, height, width = architecture.observation_shape
+    _, (channels, height, width) = _inputs(architecture)
     layers: list[nn.Module] = []
     for out in RESIDUAL_STAGES:
         layers += _convolution(architecture, channels, out, 3, 1, padding=1)

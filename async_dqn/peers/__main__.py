@@ -144,6 +144,8 @@ def train(name: str, config: Config) -> int:
         shared = SharedConfig(config, peer)
         recorder = Recorder(folder, shared, asdict(info), console=not run.quiet)
         with folder, closing(recorder):
+            if info.masks is not None:
+                print("note: SB3's DQN knows no action masks", file=sys.stderr)
             _announce(peer, folder, run.quiet)
             recorder.start()
             recorder.drops.attempt(_add_peer, folder.path / "config.json", peer)

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from async_dqn.envs import make
-from async_dqn.envs.spaces import row_writer
+from async_dqn.envs.rows import row_writer
 from async_dqn.envs.spec import EnvInfo, EnvSpec
 
 StepResult = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
@@ -49,7 +49,8 @@ class SingleEnv(TrainingEnv):
         self._env, self._limit = make.make_env(spec)
         self._first_action = int(self._env.action_space.start)
         self._row = np.zeros((1, *info.observation_shape), info.dtype)
-        self._write = row_writer(self._env.observation_space, self._row)
+        space = self._env.observation_space
+        self._write = row_writer(space, self._row, make.layout_of(spec, space))
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         """Start an episode."""
@@ -109,6 +110,6 @@ class AtariGame(TrainingEnv):
 def _observation_space(info: EnvInfo) -> spaces.Box:
     """The layout's space. Bytes go up to 255, or 1 where they are flags: SB3 divides the former
     by 255 in images, and leaves the latter as they are."""
-    if info.dtype == "uint8":
+    if info.dtype == "uint8" and info.kind != "parts":
         return spaces.Box(0, round(1 / info.scale), info.observation_shape, np.uint8)
     return spaces.Box(-np.inf, np.inf, info.observation_shape, np.float32)

@@ -116,7 +116,7 @@ def choose(spec: EnvSpec, info: EnvInfo) -> PeerSettings:
         return FOR_MINATAR
     if spec.id in BY_ID:
         return BY_ID[spec.id]
-    if info.kind == "image":
+    if info.kind == "image" or any(part.kind == "image" for part in info.parts):
         raise UserError(
             f"sb3-dqn has no settings for the images of {spec.name}; choose an environment with "
             "vectors, of Atari or of MinAtar"

@@ -15,9 +15,14 @@ FIXED = (
     "environment.env_arg",
     "environment.wrap",
     "environment.action_bins",
+    "environment.image_size",
+    "environment.image_codes",
+    "environment.action_masks",
     "optimizer.optimizer",
 )
 FIXED_SECTIONS = ("network",)
+# What held for environments before there were such settings.
+UNKNOWN_THEN = {"image_size": None, "image_codes": "none", "action_masks": "none"}
 
 
 def resumed(
@@ -72,7 +77,8 @@ def stored_config(found: checkpoint.Checkpoint) -> Config:
     sections = found.state.get("config")
     if not isinstance(sections, dict) or not all(isinstance(s, dict) for s in sections.values()):
         raise _no_run(found, "config")
-    return Config.from_dict(sections)
+    environment = UNKNOWN_THEN | sections.get("environment", {})
+    return Config.from_dict(sections | {"environment": environment})
 
 
 def _check_state(found: checkpoint.Checkpoint) -> None:

@@ -26,6 +26,7 @@ from async_dqn.config.fields import describe_error, is_foreign
 from async_dqn.config.rules import check_combination
 from async_dqn.envs import make
 from async_dqn.envs.make import EnvInfo, EnvSpec
+from async_dqn.envs.masks import SOURCES
 from async_dqn.envs.spec import DEFAULT_MAX_EPISODE_STEPS
 from async_dqn.networks import architecture
 from async_dqn.processes import spawn
@@ -89,7 +90,8 @@ def train(
         spawn.preload(make.preload_modules(spec))
     late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
     with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
-        info = make.probe(spec)
+        stored = None if origin is None else origin.state.get("env_info")
+        info = make.probe(spec, stored)
     reasons: list[str] = []
     if origin is None:
         config, reasons = by_environment(config, explicit, info)
@@ -264,9 +266,9 @@ def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str], reasons:
         _say("defaults", *reasons)
     _say("workers", *_sharing(config))
     _say(*_exploration(config))
-    if info.peak is not None:
-        seen = f"bytes of at most {info.peak} were seen"
-        _say("observations", f"{seen}: taken for codes, divided by that")
+    _say("observation", *info.observation.split(", "))
+    if info.masks is not None:
+        _say("actions", f"{info.num_actions}", f"masked by {SOURCES[info.masks]}")
     if info.actions is not None:
         _say("actions", f"{info.num_actions}, each one of {info.actions}")
     limit = info.max_episode_steps

@@ -109,7 +109,9 @@ class Collector:
             self._q_values[t] = output.q_values.numpy()
             choice = self.algorithm.act(output, epsilon, self._generator)
             if self._persistence is not None:
-                choice = self._persistence.prolong(choice, self._starts[t], self._generator)
+                choice = self._persistence.prolong(
+                    choice, self._q_values[t], self._starts[t], self._generator
+                )
             self._actions[t], self._greedy[t] = choice
 
     def _store(self, t: int, step: Step, budget: int) -> int:

@@ -161,7 +161,7 @@ class Learner:
     def _add_moments(self, rollout: Rollout) -> None:
         moments = self.store.moments
         if moments.normalizes:
-            moments.inputs.add(flat(rollout.obs[:-1]))
+            moments.inputs.add(flat(rollout.obs[:-1])[:, : moments.inputs.rows.shape[2]])
         if moments.scales_rewards:
             sums = self._sums.after(rollout.rewards, rollout.ends)
             moments.returns.add(sums.reshape(-1, 1))

@@ -3,7 +3,7 @@
 import contextlib
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,12 @@ class RunSpec:
     info: EnvInfo
     architecture: Architecture
     own: dict[str, Any] = field(default_factory=dict)  # by setting (`extension.find`)
+
+    def __post_init__(self) -> None:
+        """Every process takes masks from where the trainer found them."""
+        masks = getattr(self.info, "masks", None)
+        if masks is not None:
+            object.__setattr__(self, "spec", replace(self.spec, masks=masks))
 
     def packed(self) -> bytes:
         """By cloudpickle: what is from a script, a notebook or a function goes as its code, as a
