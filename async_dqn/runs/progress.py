@@ -5,14 +5,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 PLAIN_SECONDS = 10.0
 BAR_SECONDS = 0.25  # four refreshes a second
 BESIDES = 10  # columns for the percentage and the shortest bar
 
 
-@dataclass(frozen=True)
+@dataclass
 class Status:
     """What the display shows; returns are means over episodes, None before the first."""
 
@@ -131,7 +131,12 @@ def score(value: float | None) -> str:
     return "-" if value is None else f"{value:.{1 if abs(value) >= 10 else 2}f}"
 
 
-def print_line(line: str) -> None:
+def print_line(line: str, file: TextIO | None = None) -> None:
     """Print a line now; that nobody reads it (`| head`, a full disk, a closed stdout) is fine."""
     with contextlib.suppress(OSError, ValueError):
-        print(line, flush=True)
+        print(line, file=file, flush=True)
+
+
+def print_warning(text: str) -> None:
+    """Say it on stderr, whoever reads that."""
+    print_line(f"warning: {text}", sys.stderr)
