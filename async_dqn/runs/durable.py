@@ -13,6 +13,11 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # absent on Windows
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a fifo must not wait for its writer
 
 
+def is_own_folder(path: Path) -> bool:
+    """Whether it is a folder, and no link to one elsewhere."""
+    return path.is_dir() and not path.is_symlink()
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Create `path` with `data` and fsync it; FileExistsError when anything is there."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666)

@@ -21,7 +21,7 @@ from async_dqn.parameters.layout import CPU_NS, ENV_ERRORS, EPISODES, SKIPPED, S
 from async_dqn.processes.signals import write_stderr
 from async_dqn.runs import checkpoint as checkpoints
 from async_dqn.runs.checkpoint import Checkpoint, Tensors
-from async_dqn.runs.checkpoint_format import target_stem
+from async_dqn.runs.checkpoint_format import TOTALS, target_stem
 from async_dqn.runs.folder import RunFolder, cap_logs
 from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.reporter import Callback, Reporter
@@ -31,14 +31,7 @@ from async_dqn.workers.records import Evaluation
 from async_dqn.workers.run_spec import RunSpec
 
 # Counters that cumulate over the sessions of a run, by their names in state.json.
-TOTALS = {
-    "steps": STEPS,
-    "updates": UPDATES,
-    "episodes": EPISODES,
-    "skipped_updates": SKIPPED,
-    "env_errors": ENV_ERRORS,
-    "cpu_ns": CPU_NS,
-}
+WORDS = dict(zip(TOTALS, (STEPS, UPDATES, EPISODES, SKIPPED, ENV_ERRORS, CPU_NS), strict=True))
 FRESH_SHARE = 0.1  # of a run's steps; those that are stepped as one batch cost far less
 RETRY_SECONDS = 60.0  # after a checkpoint that could not be saved
 DONE, THRESHOLD, STOPPED = "budget reached", "threshold reached", "stopped"
@@ -224,7 +217,6 @@ class Run:
             self._state(step),
             marks,
             self.run_spec.config.run.keep_checkpoints,
-            replace=True,
         )
         self._saves.append((save, marks, evaluation))
         self._settle(wait=self.run_spec.config.parallel.mode == "serial")
@@ -286,7 +278,7 @@ class Run:
 
     def _state(self, step: int) -> dict[str, Any]:
         """All that a resumed run needs beside the tensors."""
-        totals = {name: self.store.total(word) for name, word in TOTALS.items()}
+        totals = {name: self.store.total(word) for name, word in WORDS.items()}
         totals |= {"steps": step, "cpu_ns": int(self.cpu_s * 1e9)}
         incarnation = self.first_incarnation + 1 + self.restarts
         return {
@@ -320,7 +312,7 @@ class Run:
         targets += targets[-1:] * (len(stems) - len(targets))  # there were fewer
         kept = [flat_vector(net, target) for target in targets]
         self.store.target.publish(torch.cat(kept), state["target_step"])
-        for name, word in TOTALS.items():
+        for name, word in WORDS.items():
             self.store.slot[word] = state[name]
         if (
             stored.optimizer.lr == self.run_spec.config.optimizer.lr
