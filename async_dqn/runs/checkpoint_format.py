@@ -63,7 +63,7 @@ def encode(step: int, files: Tensors, state: Mapping[str, Any]) -> dict[str, byt
     Raises ValueError for values that are not finite, TypeError for what is not plain data.
     """
     encoded = {f"{stem}.safetensors": _encode_tensors(stem, files[stem]) for stem in files}
-    encoded["state.json"] = _to_json(dict(**state, format=FORMAT, step=step))
+    encoded["state.json"] = _to_json(dict(**state) | {"format": FORMAT, "step": step})
     entries = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in encoded.items()

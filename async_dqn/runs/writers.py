@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from async_dqn.runs.durable import Lines, replace_file
 
 GLOBAL_TAGS = {  # with what TensorBoard says of them; the x axis is global steps
@@ -231,7 +233,8 @@ class Board:
             if tag in GLOBAL_TAGS and tag not in self._told:
                 # TensorBoard reads a description with tensors only, other readers plain numbers
                 # only: the first point is there as both.
-                entries += scalar_pb(tag, number, GLOBAL_TAGS[tag]).value
+                with np.errstate(over="ignore"):  # to infinity: it has float32
+                    entries += scalar_pb(tag, number, GLOBAL_TAGS[tag]).value
             self._told.add(tag)
             entries.append({"tag": tag, "simple_value": number})
         self._append([{"step": step, "summary": {"value": entries}}])
