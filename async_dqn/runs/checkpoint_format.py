@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from async_dqn.config.config import UserError
-from async_dqn.runs.durable import NO_FOLLOW, NO_WAIT
+from async_dqn.runs.durable import SAFELY
 
 FORMAT = 1
 DTYPES = frozenset({"float32", "int64", "uint8"})  # networks and optimisers; replay shards
@@ -138,7 +138,7 @@ def _read_entry(path: Path, name: str, entry: Any) -> bytes:
 def read_file(folder: Path, name: str, most: int) -> bytes:
     """The first `most` bytes of a plain file, never through a link; raises Damage."""
     try:
-        descriptor = os.open(folder / name, os.O_RDONLY | NO_FOLLOW | NO_WAIT)
+        descriptor = os.open(folder / name, os.O_RDONLY | SAFELY)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
 PLAIN_SECONDS = 10.0
 BAR_SECONDS = 0.25  # four refreshes a second
@@ -48,11 +48,11 @@ class Bar:
     While it is up, prints to the terminal appear above it instead of tearing it.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self._clock, self._next = clock, 0.0
+        self._next = 0.0
         self._bar = Progress(
             TextColumn("{task.percentage:3.0f}%"),
             BarColumn(),
@@ -68,11 +68,12 @@ class Bar:
 
     def show(self, status: Status, now: bool = False) -> None:
         """Redraw when due, or `now`."""
-        if self._open and (now or self._clock() >= self._next):
-            self._next = self._clock() + BAR_SECONDS
-            fields: dict[str, Any] = {"completed": status.step, "total": status.total}
+        if self._open and (now or time.monotonic() >= self._next):
+            self._next = time.monotonic() + BAR_SECONDS
             text = bar_text(status, self._bar.console.width - BESIDES)
-            self._bar.update(self._task, text=text, refresh=True, **fields)
+            self._bar.update(
+                self._task, completed=status.step, total=status.total, text=text, refresh=True
+            )
 
     def close(self) -> None:
         """Leave the bar as last drawn and give the terminal back. Idempotent."""

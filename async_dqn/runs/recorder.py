@@ -5,7 +5,6 @@ counted and warned of once; it never stops training (`BestEffort`).
 """
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from async_dqn.config.config import Config
-from async_dqn.runs.durable import replace_file
+from async_dqn.runs.durable import replace_json
 from async_dqn.runs.folder import RunFolder
 from async_dqn.runs.progress import Status, display, print_line, print_warning, score
 from async_dqn.runs.versions import git_revision, versions
@@ -30,21 +29,9 @@ from async_dqn.runs.writers import (
 from async_dqn.workers.records import Evaluation
 
 RESULT_KEYS = (
-    "status",
-    "steps",
-    "frames",
-    "wall_s",
-    "startup_s",
-    "cpu_s",
-    "updates",
-    "final_mean",
-    "best_mean",
-    "fresh_mean",
-    "restarts",
-    "seconds_to_threshold",
-    "steps_to_threshold",
-    "env_errors",
-    "retired_workers",
+    *("status", "steps", "frames", "wall_s", "startup_s", "cpu_s", "updates"),
+    *("final_mean", "best_mean", "fresh_mean", "restarts"),
+    *("seconds_to_threshold", "steps_to_threshold", "env_errors", "retired_workers"),
 )
 HPARAMS = ("environment.env", "algorithm.algorithm", "parallel.workers", "run.seed")
 NO_HPARAMS = ("run.runs_dir", "run.run_name", "run.resume", "run.quiet")
@@ -97,7 +84,7 @@ class Recorder:
         self.clock, self._console, self._display = clock, console, display(False)
         self._board: Board | None = None
         self._status = Status(base_step, config.run.steps)
-        self._evaluation: dict[str, float] = {}
+        self.scores: dict[str, float] = {}  # of the last evaluation, by tag
         self.drops = BestEffort(print_warning)
         self._events = EventLog(run.path / "events.jsonl", self.drops)
         self.event = self._events.write
@@ -129,7 +116,8 @@ class Recorder:
         self.drops.attempt((self._folder / "result.json").unlink, True)
         made_with = {"versions": versions(), "git_revision": git_revision()}
         settings = {"settings": self._config.to_dict(), "environment": self._env_info}
-        self._write_json("config.json", settings | made_with)
+        about = plain(settings | made_with)
+        self.drops.attempt(replace_json, self._folder / "config.json", about)
         self.event("start", pid=os.getpid(), step=self._base_step)
         self._display = display(self._console)
 
@@ -155,12 +143,12 @@ class Recorder:
         tags: Mapping[str, float | None],
         worker_fps: Sequence[float] = (),
     ) -> None:
-        """One row of metrics.csv and its points in TensorBoard; tags from `metrics.GLOBAL_TAGS`.
+        """One row of metrics.csv and its points in TensorBoard; tags from `GLOBAL_TAGS`.
 
         The eval/ columns repeat the last evaluation; its own point was plotted when it came.
         """
         times = {"step": step, "wall_s": wall_s, "cpu_s": cpu_s}
-        self._metrics.write({**tags, **self._evaluation, **times})
+        self._metrics.write({**tags, **self.scores, **times})
         workers = {f"async/worker_{k}/fps": fps for k, fps in enumerate(worker_fps)}
         self._plot(Board.scalars, {**tags, **workers}, step)
         self._status.training_return = finite(tags.get("rollout/ep_rew_mean"))
@@ -168,15 +156,14 @@ class Recorder:
     def evaluation(self, scores: Evaluation, wall_s: float, cpu_s: float) -> None:
         """One row of evaluations.csv, its points at the step of the snapshot, and an event."""
         self._evaluations.write({**vars(scores), "wall_s": wall_s, "cpu_s": cpu_s})
-        self._evaluation = {
+        self.scores = {
             "eval/mean_reward": scores.mean,
             "eval/mean_ep_length": scores.mean_length,
         }
-        self._plot(Board.scalars, self._evaluation, scores.step)
-        mean = finite(scores.mean)
-        self.event("evaluation", step=scores.step, episodes=scores.episodes, mean=mean)
+        self._plot(Board.scalars, self.scores, scores.step)
+        self.event("evaluation", step=scores.step, episodes=scores.episodes, mean=scores.mean)
         self._status.step = max(self._status.step, scores.step)
-        self._status.evaluation, self._status.playing = mean, None
+        self._status.evaluation, self._status.playing = finite(scores.mean), None
         self._show(now=True)
 
     def progress(
@@ -202,7 +189,7 @@ class Recorder:
         if unknown:
             raise KeyError(f"not a key of result.json: {sorted(unknown)}")
         whole = plain({key: result.get(key) for key in RESULT_KEYS})
-        self._write_json("result.json", whole)
+        self.drops.attempt(replace_json, self._folder / "result.json", whole)
         if self._display is not None:
             self.drops.attempt(self._display.close)
             print_line(_closing_line(whole, self.clock is time.monotonic))
@@ -234,10 +221,6 @@ class Recorder:
         if self._display is not None:
             self._status.elapsed_s = self.wall_s
             self._display.show(self._status, now)
-
-    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        text = json.dumps(plain(value), indent=2)
-        self.drops.attempt(replace_file, self._folder / name, f"{text}\n".encode())
 
 
 def _closing_line(result: Mapping[str, Any], is_real: bool = True) -> str:

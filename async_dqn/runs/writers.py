@@ -203,7 +203,7 @@ class Board:
         self._event, self._writer = Event, RecordWriter
         self._told: set[str] = set()  # tags that are plotted, and described
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._lines = Lines(folder / name, text=False)
+        self._lines = Lines(folder / name)
         first: list[dict[str, Any]] = [{"file_version": "brain.Event:2"}]
         if purge_step is not None:
             first.append({"step": purge_step, "session_log": {"status": "START"}})
