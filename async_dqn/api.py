@@ -146,8 +146,8 @@ class AsyncDQN:
         """The checkpoint that the agent plays, such as "step-000000035000 (best)"."""
         if self._checkpoint is None:
             return "untrained"
-        marks = (m for m in checkpoint.MARKS if checkpoint.is_marked(self._checkpoint, m))
-        words = " and ".join(marks)
+        at, folder = self._checkpoint, self._checkpoint.parent
+        words = " and ".join(m for m in checkpoint.MARKS if checkpoint.marked(folder, m) == at)
         return f"{self._checkpoint.name} ({words})" if words else self._checkpoint.name
 
     def predict(

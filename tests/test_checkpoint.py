@@ -121,14 +121,12 @@ def test_the_last_k_and_the_best_are_kept(tmp_path):
     assert checkpoint.marked(tmp_path, "latest").name == "step-000000000004"
 
 
-def test_same_step_again_moves_the_mark_or_replaces(tmp_path):
+def test_same_step_again_replaces_and_moves_the_mark(tmp_path):
     path = save(tmp_path, 1, value=1.0)
-    save(tmp_path, 1, value=2.0, marks=("best",))
-    assert checkpoint.load(path).tensors["model"]["fc.weight"].max() == 1.0
-    assert checkpoint.marked(tmp_path, "best") == path
-    save(tmp_path, 1, value=3.0, replace=True)
+    save(tmp_path, 1, value=3.0, marks=("best",))
     assert checkpoint.load(path).tensors["model"]["fc.weight"].max() == 3.0
-    (path / "state.json").write_text("{}")  # damaged: replaced without being asked
+    assert checkpoint.marked(tmp_path, "best") == path
+    (path / "state.json").write_text("{}")  # damaged: no matter
     save(tmp_path, 1, value=4.0)
     assert checkpoint.load(path).tensors["model"]["fc.weight"].max() == 4.0
     assert names(tmp_path) == ["best", "latest", "step-000000000001"]
@@ -197,9 +195,8 @@ class FailingCalls:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("replace", [False, True])
-def test_any_failing_call_leaves_a_checkpoint(tmp_path, monkeypatch, code, replace):
-    step = 1 if replace else 2
+@pytest.mark.parametrize("step", [1, 2])  # one that is there already, and a new one
+def test_any_failing_call_leaves_a_checkpoint(tmp_path, monkeypatch, code, step):
     for n in itertools.count(1):
         run = tmp_path / str(n)
         run.mkdir()
@@ -209,12 +206,12 @@ def test_any_failing_call_leaves_a_checkpoint(tmp_path, monkeypatch, code, repla
         with monkeypatch.context() as patch:
             calls = FailingCalls(patch, n, code)
             with contextlib.suppress(OSError):
-                save(folder, step, replace=replace)
+                save(folder, step)
         newest = checkpoint.load(checkpoint.resolve(run, warn=lambda _: None))
         assert newest.step in (1, step)
         assert not any(".tmp-" in name for name in names(folder))
         # The same save succeeds as soon as the disk does.
-        assert checkpoint.load(save(folder, step, replace=replace)).step == step
+        assert checkpoint.load(save(folder, step)).step == step
         assert checkpoint.load(checkpoint.resolve(run, warn=pytest.fail)).step == step
         if calls.count < n:
             assert n > 15, "hardly any call was failed"

@@ -77,7 +77,7 @@ def test_a_resumed_run_keeps_the_lowered_learning_rate(tmp_path, stored, options
     found = checkpoint.load(checkpoint.resolve(run))
     state = {k: value for k, value in found.state.items() if k != "lr_multiplier"}
     state |= {} if stored is None else {"lr_multiplier": stored}
-    checkpoint.save(run / "checkpoints", found.step, found.tensors, state, replace=True)
+    checkpoint.save(run / "checkpoints", found.step, found.tensors, state)
     again = {"resume": str(run), "steps": 400, "quiet": True}
     training.train(*resolve(again | options))
     *_, last = csv.DictReader((run / "metrics.csv").open())

@@ -194,6 +194,6 @@ def test_a_state_that_lacks_a_row_of_a_worker_it_knows_is_refused(name, run, dam
         del tensors["optimizer"][last]
     else:
         tensors["optimizer"][last] = np.ones(1 if damage == "one number" else 7, np.float32)
-    checkpoint.save(run / "checkpoints", found.step, tensors, found.state, replace=True)
+    checkpoint.save(run / "checkpoints", found.step, tensors, found.state)
     with pytest.raises(UserError, match="checkpoint does not match: "):
         resume(run)

@@ -266,7 +266,7 @@ def test_every_writer_survives_a_device_that_is_always_full(tmp_path):
     table = CsvTable(nowhere / "metrics.csv", ["step"], drops)
     table.write({"step": 1})
     table.close()
-    assert drops.attempt(Board.open, nowhere) is None
+    assert drops.attempt(Board, nowhere) is None
     assert drops.count == 4 and len(warnings) == 1
 
 

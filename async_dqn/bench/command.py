@@ -1,7 +1,6 @@
 """What the benchmarks share: options that read like those of training, tables, and JSON."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from async_dqn.config.options import Parser, argument, parse_train, parse_value
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make
 from async_dqn.report.command import machine
-from async_dqn.report.markup import Table, Text, to_markdown
-from async_dqn.runs.durable import replace_file
+from async_dqn.report.markup import paragraph, table, to_markdown
+from async_dqn.runs.durable import replace_json
 from async_dqn.runs.versions import versions
 
 METAVARS = {
@@ -135,8 +134,8 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 def present(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a Markdown table below what it shows and on which machine."""
-    text = Text(f"{caption}; {machine()}")
-    print(to_markdown([text, Table(header, rows)]), flush=True)
+    text = paragraph(f"{caption}; {machine()}")
+    print(to_markdown([text, table(header, rows)]), flush=True)
 
 
 def check_path(path: str | None) -> None:
@@ -150,8 +149,7 @@ def save(path: str | None, bench: str, results: Sequence[Mapping[str, Any]]) -> 
     if path is None:
         return
     origin = {"bench": bench, "machine": machine(), "versions": versions()}
-    data = json.dumps({**origin, "results": list(results)}, indent=2) + "\n"
     try:
-        replace_file(Path(path), data.encode())
+        replace_json(Path(path), {**origin, "results": list(results)})
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another --json") from None

@@ -5,26 +5,22 @@ finished is kept: the same command goes on where it stopped, and may add methods
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from async_dqn.compare.methods import SHARED, Contender, contenders
-from async_dqn.compare.runner import Job, make_all
+from async_dqn.compare.runner import job_of, make_all
 from async_dqn.config.config import SETTINGS, UserError
 from async_dqn.config.options import Parser, parse_value
 from async_dqn.config.presets import resolve
 from async_dqn.report.command import check_plotting, machine, write
-from async_dqn.report.grouping import collect
-from async_dqn.report.results import PLAN, read_plan, run_name
-from async_dqn.runs.durable import replace_file
-from async_dqn.runs.folder import env_folder
+from async_dqn.report.results import PLAN, read_plan
+from async_dqn.runs.durable import replace_json
+from async_dqn.runs.folder import LOCK, env_folder, hold
 from async_dqn.runs.versions import versions
 
 DEFAULT_METHODS = "async-n-step-q,sync-n-step-q,dqn,pqn"
@@ -39,17 +35,14 @@ def compare(argv: Sequence[str]) -> int:
     out = Path(given.get("out") or f"runs/compare-{env_folder(plan['plan']['env'])}")
     with _held(out):
         plan = _merged(out, plan)
-        _save(out, plan)
+        replace_json(out / PLAN, plan)
         env = plan["plan"]["env"]
-        jobs = [_job(out, env, method, seed) for seed in plan["seeds"] for method in methods]
+        jobs = [job_of(out, env, method, seed) for seed in plan["seeds"] for method in methods]
         print(f"{len(jobs)} runs, one after another; results in {out}", flush=True)
-        code = make_all(jobs, plan["failures"], lambda: _save(out, plan))
+        code = make_all(jobs, plan["failures"], lambda: replace_json(out / PLAN, plan))
         if code:
             return code
-        comparisons, plans, warnings = collect([out])
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        print(f"report  {write(out, comparisons, plans)}", flush=True)
+        print(f"report  {write(out, [out])}", flush=True)
     return 1 if any(job.name in plan["failures"] for job in jobs) else 0
 
 
@@ -100,8 +93,7 @@ def _plan(given: Mapping[str, Any], argv: Sequence[str]) -> tuple[dict[str, Any]
     env = base.environment.env
     modules = [word.partition("=")[2] for word in extra if word.startswith("--import=")]
     make.check_env_id(env, modules)
-    flat = {name.rpartition(".")[2]: value for name, value in base.flat().items()}
-    shared = {"env": env} | {name: flat[name] for name in SHARED}
+    shared = {name: base.by_name()[name] for name in ("env", *SHARED)}
     labels = [label.strip() for label in given.get("methods", DEFAULT_METHODS).split(",")]
     methods = contenders(labels, shared, base.parallel.workers, extra)
     installed = {name: version for name, version in versions().items() if version is not None}
@@ -122,16 +114,13 @@ def _held(out: Path) -> Iterator[None]:
     """Make `out` and hold it: two comparisons at a time would share the cores."""
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
-        lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        lock = hold(out / LOCK)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if lock is None:
+        raise UserError(f"{out} is in use by another compare; wait for it or stop it")
+    with lock:
         yield
-    except BlockingIOError:
-        raise UserError(f"{out} is in use by another compare; wait for it or stop it") from None
-    finally:
-        os.close(lock)
 
 
 def _merged(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
@@ -156,13 +145,3 @@ def _merged(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     if differ:
         raise UserError(f"{out} holds another comparison ({'; '.join(differ)}); use another --out")
     return new | {"failures": old["failures"], "begun": old.get("begun")}
-
-
-def _save(out: Path, plan: Mapping[str, Any]) -> None:
-    replace_file(out / PLAN, f"{json.dumps(plan, indent=2)}\n".encode())
-
-
-def _job(out: Path, env: str, method: Contender, seed: int) -> Job:
-    name = run_name(method.label, seed)
-    folder = out / "runs" / env_folder(env) / name
-    return Job(method, seed, folder, out / "logs" / f"{name}.log")

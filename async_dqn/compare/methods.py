@@ -6,6 +6,7 @@ particular, or a peer from another library. Further options may follow a colon, 
 "sb3-dqn:--steps 100_000".
 """
 
+import contextlib
 import importlib.util
 import re
 import shlex
@@ -33,7 +34,6 @@ class Contender:
     label: str
     module: str
     arguments: tuple[str, ...]
-    is_peer: bool = False
 
     @property
     def command(self) -> str:
@@ -57,27 +57,32 @@ def contenders(
     found = []
     for label in labels:
         name, options = _parts(label)
-        own = _split(label, options)
+        with _said_of(f"method {show(label)}"):
+            own = shlex.split(options)
         settings = _settings(own, f"method {label}", COMMON - {"steps"})
         if name in PEERS:
             _check_peer(label, settings)
             arguments = (name, *common, f"--workers={workers}", *environment, *own)
-            found.append(Contender(label, "async_dqn.peers", arguments, is_peer=True))
+            found.append(Contender(label, "async_dqn.peers", arguments))
             continue
         count = [] if _fixes_workers(name, shared.get("env")) else [f"--workers={workers}"]
         arguments = ("train", *_choice(name), *common, *count, *extra, *own)
-        _check(label, arguments[1:])
+        with _said_of(f"method {label}"):  # as the trainer would refuse it
+            given = parse_train(arguments[1:])
+            presets.resolve(given, given.pop("config", None), given.pop("preset", None))
         found.append(Contender(label, "async_dqn", arguments))
     return found
 
 
 def names() -> list[str]:
     """Every method's name."""
-    return [*_pairs(), *_overlays(), *PEERS]
+    modes, algorithms = SETTINGS["mode"].choices, SETTINGS["algorithm"].choices
+    pairs = [f"{mode}-{algorithm}" for mode in modes for algorithm in algorithms]
+    return [*pairs, *_overlays(), *PEERS]
 
 
 def _check_labels(labels: Sequence[str]) -> None:
-    safe: dict[str, str] = {}
+    folders: set[str] = set()
     for label in labels:
         name = _parts(label)[0]
         mode, _, algorithm = name.partition("-")
@@ -91,22 +96,17 @@ def _check_labels(labels: Sequence[str]) -> None:
                 f"{either(algorithms)}, or {either([*_overlays(), *PEERS])}"
             )
         folder = run_name(label, 0)
-        if folder in safe:
+        if folder in folders:
             raise UserError(f"method {show(label)} is named twice; drop one")
         if len(folder) > 80:
             raise UserError(f"method {show(label)}: too many options for a name; make a preset")
-        safe[folder] = label
+        folders.add(folder)
 
 
 def _parts(label: str) -> tuple[str, str]:
     """The method's name, in which there may be a colon, and the options after one."""
     name, *options = re.split(r":(?=\s*-|$)", label, maxsplit=1)
     return name, "".join(options)
-
-
-def _pairs() -> Iterator[str]:
-    for mode in SETTINGS["mode"].choices:
-        yield from (f"{mode}-{algorithm}" for algorithm in SETTINGS["algorithm"].choices)
 
 
 def _overlays() -> list[str]:
@@ -126,33 +126,22 @@ def _fixes_workers(name: str, env: str | None) -> bool:
     return name in _overlays() and "workers" in presets.load(name).for_choices({"env": env})
 
 
-def _split(label: str, options: str) -> list[str]:
-    try:
-        return shlex.split(options)
-    except ValueError as error:
-        raise UserError(f"method {show(label)}: {error}") from None
-
-
 def _settings(words: Sequence[str], where: str, refused: Set[str] = COMMON) -> dict[str, Any]:
     """The settings in `words`; refuses those that are the same for all methods."""
-    try:
+    with _said_of(where):
         given = parse_train(words)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
     for name in given.keys() & refused:
         option = SETTINGS[name].option if name in SETTINGS else f"--{name}"
         raise UserError(f"{where}: {option} is not a method's own; give it to compare, or drop it")
     return given
 
 
-def _check(label: str, arguments: Sequence[str]) -> None:
-    """Raise UserError where the trainer would refuse these settings."""
+@contextlib.contextmanager
+def _said_of(where: str) -> Iterator[None]:
     try:
-        given = parse_train(arguments)
-        sources = given.pop("config", None), given.pop("preset", None)
-        presets.resolve(given, *sources)
-    except UserError as error:
-        raise UserError(f"method {label}: {error}") from None
+        yield
+    except (UserError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _is_of_environment(word: str) -> bool:

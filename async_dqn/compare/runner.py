@@ -19,8 +19,8 @@ import async_dqn
 from async_dqn.compare.methods import Contender
 from async_dqn.config.config import UserError
 from async_dqn.processes.signals import StopSignals
-from async_dqn.report.results import FAILED, quantity, read_json
-from async_dqn.runs.folder import RunFolder
+from async_dqn.report.results import FAILED, quantity, read_json, run_name
+from async_dqn.runs.folder import RunFolder, env_folder
 
 KEPT = ("threshold reached", "budget reached", FAILED)
 PACKAGE = Path(async_dqn.__file__).resolve().parents[1]
@@ -40,6 +40,12 @@ class Job(NamedTuple):
         return self.folder.name
 
 
+def job_of(out: Path, env: str, method: Contender, seed: int) -> Job:
+    """The run of a method below `out`."""
+    name = run_name(method.label, seed)
+    return Job(method, seed, out / "runs" / env_folder(env) / name, out / "logs" / f"{name}.log")
+
+
 def make_all(jobs: Sequence[Job], failures: dict[str, str], save: Callable[[], None]) -> int:
     """Make every run that is not there yet; 0, or the exit code of the signal that ended it.
 
@@ -54,12 +60,11 @@ def make_all(jobs: Sequence[Job], failures: dict[str, str], save: Callable[[], N
 
     with StopSignals(lambda: pass_on(signal.SIGINT), pass_on) as signals:
         for number, job in enumerate(jobs, 1):
-            result, note = _result(job), "kept"
+            result, note, begun = _result(job), "kept", time.monotonic()
             if result is None:
                 if signals.received is not None:
                     return signals.exit_code
                 _clear(job.folder)
-                begun = time.monotonic()
                 code = _run(job, running, signals)
                 if signals.received is not None:
                     print(f"stopped; the same command goes on with {job.name}", flush=True)
@@ -69,10 +74,8 @@ def make_all(jobs: Sequence[Job], failures: dict[str, str], save: Callable[[], N
                 if code or result is None or result.get("status") == FAILED:
                     failures[job.name] = _cause(job.log, code)
                 save()
-                seconds.setdefault(job.method.label, []).append(time.monotonic() - begun)
-            else:
-                taken = float(result.get("wall_s") or 0)
-                seconds.setdefault(job.method.label, []).append(taken)
+            taken = float(result.get("wall_s") or 0) if note else time.monotonic() - begun
+            seconds.setdefault(job.method.label, []).append(taken)
             ended = _ending(failures.get(job.name), result)
             left = _time_left(seconds, jobs[number:])
             words = [word for word in (note, left) if word]

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from async_dqn.compare.methods import Contender
-from async_dqn.compare.runner import Job, make_all
+from async_dqn.compare.runner import Job, job_of, make_all
 from async_dqn.config.config import Config, UserError
 from async_dqn.report.bootstrap import ratio_interval
-from async_dqn.report.markup import Table, Text, to_markdown
-from async_dqn.report.results import Cost, RunResult, median, read_run, run_name
-from async_dqn.runs.folder import env_folder
+from async_dqn.report.markup import paragraph, table, to_markdown
+from async_dqn.report.results import Cost, RunResult, median, read_run, spread
 
 # Speed-up over one thread to a reference score, mean of seven games, by number of threads.
 PAPER = {
@@ -47,8 +46,7 @@ def time_to_score(
     `config` is that of one worker, `options` those it was resolved from. Raises UserError without a
     threshold.
     """
-    threshold = config.evaluation.stop_at_return
-    if threshold is None:
+    if config.evaluation.stop_at_return is None:
         raise UserError("time to a score needs the score; give --stop-at-return")
     jobs = {
         count: [_job(out, config, options, count, seed, simulated) for seed in seeds]
@@ -64,26 +62,20 @@ def time_to_score(
         name, cause = next(iter(failures.items()))
         raise UserError(f"{name} failed: {cause}; see {out / 'logs'}")
     runs = {count: [read_run(job.folder) for job in group] for count, group in jobs.items()}
-    return _table(config, runs, threshold, simulated)
+    return _table(config, runs, simulated)
 
 
 def _job(out, config: Config, options, count: int, seed: int, simulated: bool) -> Job:
     label = f"{count}-workers"
     how = ["--mode=serial", f"--simulate-workers={count}"] if simulated else [f"--workers={count}"]
     arguments = ("train", *options, *how, "--oversubscribe")
-    name = run_name(label, seed)
-    folder = out / "runs" / env_folder(config.environment.env) / name
-    return Job(Contender(label, "async_dqn", arguments), seed, folder, out / "logs" / f"{name}.log")
+    return job_of(out, config.environment.env, Contender(label, "async_dqn", arguments), seed)
 
 
-def _table(
-    config: Config,
-    runs: Mapping[int, Sequence[RunResult]],
-    threshold: float,
-    simulated: bool,
-) -> str:
+def _table(config: Config, runs: Mapping[int, Sequence[RunResult]], simulated: bool) -> str:
+    threshold = config.evaluation.stop_at_return
     paper = PAPER.get(config.algorithm.algorithm, {})
-    first = _costs(next(iter(runs.values())), "wall_s", threshold)
+    first = [run.cost("wall_s", threshold) for run in next(iter(runs.values()))]
     clock = "simulated seconds" if simulated else "seconds, start-up included"
     caption = (
         f"{config.environment.env}, {config.algorithm.algorithm}: time to {threshold:g} over "
@@ -92,42 +84,31 @@ def _table(
     )
     rows = []
     for count, group in runs.items():
-        seconds, steps = (_costs(group, clock, threshold) for clock in ("wall_s", "step"))
+        seconds = [run.cost("wall_s", threshold) for run in group]
+        steps = [run.cost("step", threshold) for run in group]
         cells = (
             f"{count}",
             f"{group[0].settings['optimizer.lr']:.3g}",
             f"{sum(not cost.missed for cost in seconds)} of {len(seconds)}",
-            _spread(seconds),
+            spread(seconds),
             _speed_up(first, seconds),
-            _spread(steps),
+            spread(steps),
             f"{paper[count]:g}" if count in paper else "-",
         )
         rows.append(cells)
-    return to_markdown([Text(caption), Table(TITLES, rows)])
-
-
-def _costs(runs: Sequence[RunResult], clock: str, threshold: float) -> list[Cost]:
-    return [run.cost(clock, threshold) for run in runs]
+    return to_markdown([paragraph(caption), table(TITLES, rows)])
 
 
 def _speed_up(first: Sequence[Cost], own: Sequence[Cost]) -> str:
     """How many times as fast as the first ones; a bound where a median rests on a run that missed,
     and "-" where both do."""
-    ratio = _value(first) / _value(own)
+    before, now = ([cost.value for cost in costs] for costs in (first, own))
+    ratio = statistics.median(before) / statistics.median(now)
     missed = median(first).missed, median(own).missed
     bound = {(False, False): "", (False, True): "< ", (True, False): "> "}.get(missed)
     if bound is None:
         return "-"
     if len(own) == 1 or any(cost.missed for cost in (*first, *own)):
         return f"{bound}{ratio:.2f}"  # one run has no interval, and a miss no known time
-    low, high = ratio_interval([c.value for c in first], [c.value for c in own])
+    low, high = ratio_interval(before, now)
     return f"{bound}{ratio:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _value(costs: Sequence[Cost]) -> float:
-    return statistics.median(cost.value for cost in costs)
-
-
-def _spread(costs: Sequence[Cost]) -> str:
-    ordered = sorted(costs, key=lambda cost: (cost.missed, cost.value))
-    return f"{median(costs)} ({ordered[0]} to {ordered[-1]})"

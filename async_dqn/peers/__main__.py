@@ -184,12 +184,12 @@ def _announce(peer: Mapping[str, Any], folder: Any, quiet: bool) -> None:
 
 
 def _add_peer(path: Path, peer: Mapping[str, Any]) -> None:
-    from async_dqn.runs.durable import replace_file
+    from async_dqn.runs.durable import replace_json
 
     config = json.loads(path.read_text())
     config["peer"] = peer
     config["versions"][PACKAGE] = metadata.version(PACKAGE)
-    replace_file(path, f"{json.dumps(config, indent=2)}\n".encode())
+    replace_json(path, config)
 
 
 if __name__ == "__main__":

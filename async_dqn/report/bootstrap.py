@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 RESAMPLES = 2_000
-
-# Reduces one axis, as numpy's own do.
-Statistic = Callable[..., Any]
+Statistic = Callable[..., Any]  # reduces one axis, as numpy's own do
 
 
 def iqm(scores: ArrayLike, axis: int | None = None) -> Any:
@@ -65,12 +63,12 @@ def ratio_interval(
     The two groups of runs are independent and resampled each by itself. Raises ValueError unless
     every value is finite and above 0: put a bound in the place of a run that did not arrive.
     """
-    for values in (np.asarray(above, float), np.asarray(below, float)):
-        if not np.all(np.isfinite(values) & (values > 0)):
-            raise ValueError("a ratio needs finite values above 0")
+    values = np.concatenate([np.asarray(above, float), np.asarray(below, float)])
+    if not np.all(np.isfinite(values) & (values > 0)):
+        raise ValueError("a ratio needs finite values above 0")
     generator = np.random.default_rng(seed)
-    over = statistic(_resampled(above, resamples, generator), axis=1)
-    under = statistic(_resampled(below, resamples, generator), axis=1)
+    groups = (_resampled(runs, resamples, generator) for runs in (above, below))
+    over, under = (statistic(group, axis=1) for group in groups)
     low, high = _interval(over / under, level)
     return float(low), float(high)
 

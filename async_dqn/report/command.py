@@ -5,21 +5,22 @@ import io
 import math
 import platform
 import statistics
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from async_dqn.config.config import UserError, usable_cores
+from async_dqn.config.fields import refuse
 from async_dqn.config.options import Parser
 from async_dqn.report import markup
 from async_dqn.report.bootstrap import bootstrap_interval, iqm
 from async_dqn.report.grouping import Comparison, Plans, collect
-from async_dqn.report.markup import Block, Code, Heading, Picture, Table, Text
-from async_dqn.report.results import CLOCKS, FAILED, Cost, RunResult, median, quantity
+from async_dqn.report.markup import Block, code, heading, paragraph, picture, table
+from async_dqn.report.results import CLOCKS, FAILED, Cost, RunResult, quantity, spread
 from async_dqn.runs.durable import replace_file
 from async_dqn.runs.folder import env_folder
+from async_dqn.runs.progress import print_warning
 
 WORKERS = "parallel.workers"
 CLOCK_HEADERS = ("steps", "seconds", "CPU seconds")
@@ -46,10 +47,7 @@ def report(argv: Sequence[str]) -> int:
     threshold = _score(given["threshold"]) if "threshold" in given else None
     roots = [Path(run) for run in given["run"]]
     out = Path(given.get("out") or (roots[0] if len(roots) == 1 else "runs/report"))
-    comparisons, plans, warnings = collect(roots, threshold)
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"report       {write(out, comparisons, plans)}")
+    print(f"report       {write(out, roots, threshold)}")
     return 0
 
 
@@ -59,7 +57,7 @@ def _score(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"--threshold must be a finite number (got {text!r})")
+        raise refuse("--threshold", "a finite number", text)
     return value
 
 
@@ -81,21 +79,25 @@ def machine() -> str:
     return f"{model.strip()}, {cores} core{'s' * (cores > 1)}"
 
 
-def write(out: Path, comparisons: Sequence[Comparison], plans: Plans) -> Path:
-    """Write report.html, report.md and the figures into `out`; return the page's path.
+def write(out: Path, roots: Sequence[Path], threshold: float | None = None) -> Path:
+    """Report on all runs below `roots`: report.html, whose path is returned, report.md and figures.
 
-    Raises UserError when `out` cannot be written to.
+    Raises UserError where there is nothing to report, or `out` cannot be written to.
     """
-    blocks: list[Block] = [Heading(f"Comparison on {', '.join(c.env for c in comparisons)}", 1)]
+    comparisons, plans, warnings = collect(roots, threshold)
+    for warning in warnings:
+        print_warning(warning)
+    title = f"Comparison on {', '.join(c.env for c in comparisons)}"
+    blocks = [heading(title, 1)]
     for comparison in comparisons:
         prefix = f"{env_folder(comparison.env)}-" if len(comparisons) > 1 else ""
         if len(comparisons) > 1:
-            blocks.append(Heading(comparison.env))
+            blocks.append(heading(comparison.env))
         blocks += _section(comparison, _protocol(comparison, plans), prefix)
     blocks += _origin(comparisons, plans)
-    page, text = markup.to_html(blocks), markup.to_markdown(blocks)
+    page, text = markup.to_html(title, blocks), markup.to_markdown(blocks)
     files = {"report.html": page.encode(), "report.md": text.encode()}
-    files |= {block.name: block.png for block in blocks if isinstance(block, Picture)}
+    files |= {block.name: block.png for block in blocks if block.name}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
@@ -107,11 +109,11 @@ def write(out: Path, comparisons: Sequence[Comparison], plans: Plans) -> Path:
 
 def _protocol(comparison: Comparison, plans: Plans) -> str:
     """How the scores came about, for the small print of a figure."""
-    machines = {plan["machine"] for plan in plans.values() if plan}
+    machines = sorted({plan["machine"] for plan in plans.values()})
     episodes = {run.settings.get("evaluation.eval_episodes") for run in comparison.runs} - {None}
     seeds = sorted({run.seed for run in comparison.runs})
     parts = [
-        "; ".join(sorted(machines)) or f"report made on {machine()}",
+        "; ".join(machines) or f"report made on {machine()}",
         f"workers: {_workers(comparison)}",
         f"seeds {', '.join(map(str, seeds))}",
         "scores: the same evaluator for all, greedy, true returns of whole episodes, "
@@ -140,47 +142,49 @@ def _section(comparison: Comparison, protocol: str, prefix: str) -> list[Block]:
     """Figures and tables of one environment."""
     from async_dqn.report import figures  # matplotlib takes its time to import
 
-    def picture(name: str, figure: Any, alt: str) -> Picture:
+    def drawn(name: str, draw: Callable[..., Any], alt: str) -> Block:
         png = io.BytesIO()
-        figure.savefig(png, format="png")
-        return Picture(f"{prefix}{name}.png", png.getvalue(), f"{comparison.env}: {alt}")
+        draw(comparison, protocol).savefig(png, format="png")
+        return picture(f"{prefix}{name}.png", png.getvalue(), f"{comparison.env}: {alt}")
 
     goal = comparison.threshold
-    blocks: list[Block] = [Text(f"Protocol: {protocol}.")]
+    blocks = [paragraph(f"Protocol: {protocol}.")]
     if any(len(run.curve["mean"]) for run in comparison.runs):
-        figure = figures.curves(comparison, protocol)
         words = "evaluation score against steps, wall-clock seconds and CPU seconds, by method"
-        blocks.append(picture("scores", figure, words))
+        blocks.append(drawn("scores", figures.curves, words))
     blocks.append(_summary(comparison))
     if goal is not None:
-        figure = figures.thresholds(comparison, protocol)
         words = f"steps and seconds until the score reached {quantity(goal)}, by method and seed"
-        blocks.append(picture("threshold", figure, words))
-    figure = figures.speeds_and_scores(comparison, protocol)
-    blocks.append(picture("speed", figure, "steps per second and final score, by method and seed"))
-    blocks += [Heading("Every seed", 3), _every_seed(comparison)]
+        blocks.append(drawn("threshold", figures.thresholds, words))
+    words = "steps per second and final score, by method and seed"
+    blocks.append(drawn("speed", figures.speeds_and_scores, words))
+    blocks += [heading("Every seed", 3), _every_seed(comparison)]
     blocks += [
-        Text(f"Failed: {run.label}, seed {run.seed}: {run.cause or 'see its log'}")
-        for run in comparison.failed
+        paragraph(f"Failed: {run.label}, seed {run.seed}: {run.cause or 'see its log'}")
+        for run in comparison.runs
+        if run.status == FAILED
     ]
     return blocks
 
 
-def _summary(comparison: Comparison) -> Table:
+def _summary(comparison: Comparison) -> Block:
     """One row per method."""
-    goal = comparison.threshold
-    reaching = [f"{name} to {quantity(goal)}" for name in CLOCK_HEADERS] if goal is not None else []
-    names = ["final score", "steps/s"]
-    header = ["method", "solved" if reaching else "seeds", *reaching, *names]
+    goal, reaching = comparison.threshold, _reaching(comparison)
+    header = ["method", "solved" if reaching else "seeds", *reaching, "final score", "steps/s"]
     rows = []
     for label, runs in comparison.methods.items():
-        costs = [
-            cost_spread([run.cost(clock, goal) for run in runs]) for clock in CLOCKS if reaching
-        ]
+        clocks = CLOCKS if goal is not None else ()
+        costs = [cost_spread([run.cost(clock, goal) for run in runs]) for clock in clocks]
         speeds = [run.steps_per_second for run in runs if run.steps_per_second is not None]
         speed = quantity(statistics.median(speeds) if speeds else None)
         rows.append([label, _solved(runs, goal), *costs, _final(runs), speed])
-    return Table(header, rows)
+    return table(header, rows)
+
+
+def _reaching(comparison: Comparison) -> list[str]:
+    """Titles of what it took to get to the threshold, by clock."""
+    goal = comparison.threshold
+    return [f"{name} to {quantity(goal)}" for name in CLOCK_HEADERS] if goal is not None else []
 
 
 def _solved(runs: Sequence[RunResult], goal: float | None) -> str:
@@ -193,14 +197,10 @@ def _solved(runs: Sequence[RunResult], goal: float | None) -> str:
 
 
 def cost_spread(costs: Sequence[Cost]) -> str:
-    """Median (min to max), each marked ">" where it rests on a run that missed."""
-    ordered = sorted(costs, key=lambda cost: (cost.missed, cost.value))
-    middle = median(costs)
-    if not math.isfinite(ordered[0].value):
+    """Their `spread`, or the only one; "-" where all runs failed."""
+    if not any(math.isfinite(cost.value) for cost in costs):
         return "-"
-    if len(costs) == 1:
-        return str(middle)
-    return f"{middle} ({ordered[0]} to {ordered[-1]})"
+    return spread(costs) if len(costs) > 1 else str(costs[0])
 
 
 def _final(runs: Sequence[RunResult]) -> str:
@@ -212,37 +212,36 @@ def _final(runs: Sequence[RunResult]) -> str:
     return f"{quantity(iqm(scores))} [{quantity(low)}, {quantity(high)}]"
 
 
-def _every_seed(comparison: Comparison) -> Table:
+def _every_seed(comparison: Comparison) -> Block:
     goal = comparison.threshold
-    reaching = [f"{name} to {quantity(goal)}" for name in CLOCK_HEADERS] if goal is not None else []
-    whole = ["steps", "seconds", "CPU seconds", "steps/s"]
     rows = []
     for run in comparison.runs:
         costs = [str(run.cost(clock, goal)) for clock in CLOCKS if goal is not None]
         totals = [quantity(run.totals.get(name)) for name in ("steps", "wall_s", "cpu_s")]
         speed, final = quantity(run.steps_per_second), quantity(run.final)
         rows.append([run.label, str(run.seed), run.status, *costs, final, *totals, speed])
-    return Table(["method", "seed", "ended", *reaching, "final score", *whole], rows)
+    titles = ["method", "seed", "ended", *_reaching(comparison), "final score"]
+    return table([*titles, *CLOCK_HEADERS, "steps/s"], rows)
 
 
 def _origin(comparisons: Sequence[Comparison], plans: Plans) -> list[Block]:
     """How to read the numbers, the commands, and what everything ran on."""
     runs = [run for comparison in comparisons for run in comparison.runs]
     commands = []
-    for plan in filter(None, plans.values()):
+    for plan in plans.values():
         commands += [str(plan.get("command", "")), ""]
         commands += [f"{label}:  {command}" for label, command in plan["methods"].items()]
-    blocks: list[Block] = [Heading("How to read this"), Text(READING), Heading("How it was made")]
+    blocks = [heading("How to read this"), paragraph(READING), heading("How it was made")]
     if commands:
-        blocks.append(Code("\n".join(map(str, commands))))
-    versions = sorted({_versions(run) for run in runs} - {""})
+        blocks.append(code("\n".join(map(str, commands))))
+    versions = {", ".join(f"{k} {v}" for k, v in run.versions.items() if v) for run in runs}
+    versions = sorted(versions - {""})
     revisions = sorted({run.git_revision for run in runs if run.git_revision})
-    machines = sorted({plan["machine"] for plan in plans.values() if plan})
-    blocks.append(Text(f"Machine: {'; '.join(machines) or 'not recorded with these runs'}."))
-    blocks.append(Text(f"Versions: {'; '.join(versions) or 'unknown'}."))
-    blocks.append(Text(f"Git revision: {', '.join(revisions) or 'unknown'}."))
-    return [*blocks, Text(f"Report of {date.today()}.")]
-
-
-def _versions(run: RunResult) -> str:
-    return ", ".join(f"{name} {version}" for name, version in run.versions.items() if version)
+    machines = sorted({plan["machine"] for plan in plans.values()})
+    facts = (
+        f"Machine: {'; '.join(machines) or 'not recorded with these runs'}.",
+        f"Versions: {'; '.join(versions) or 'unknown'}.",
+        f"Git revision: {', '.join(revisions) or 'unknown'}.",
+        f"Report of {date.today()}.",
+    )
+    return [*blocks, *map(paragraph, facts)]

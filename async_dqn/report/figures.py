@@ -73,14 +73,13 @@ class Panel(NamedTuple):
 
 def thresholds(comparison: Comparison, protocol: str) -> Figure:
     """Steps, wall-clock and CPU seconds until the threshold: every seed and the median."""
-    threshold = comparison.threshold
-    assert threshold is not None
-
-    def panel(clock: str, label: str) -> Panel:
-        return Panel(label, lambda run: run.cost(clock, threshold))
-
-    title = f"{comparison.env}: until the score reached {quantity(threshold)} (less is better)"
-    return _dots(comparison, [panel(*item) for item in CLOCK_LABELS.items()], title, protocol)
+    goal = comparison.threshold
+    panels = [
+        Panel(label, lambda run, clock=clock: run.cost(clock, goal))
+        for clock, label in CLOCK_LABELS.items()
+    ]
+    title = f"{comparison.env}: until the score reached {quantity(goal)} (less is better)"
+    return _dots(comparison, panels, title, protocol)
 
 
 def speeds_and_scores(comparison: Comparison, protocol: str) -> Figure:
@@ -105,22 +104,25 @@ def _known(value: float | None) -> Cost:
     return Cost(math.inf, True) if value is None else Cost(value, False)
 
 
+def _look(index: int) -> tuple[str, Any, str]:
+    """Colour, line style and marker of a method."""
+    return tuple(looks[index % len(looks)] for looks in (COLOURS, LINES, MARKERS))
+
+
 def _curve_panel(axes: Axes, comparison: Comparison, clock: str) -> None:
     ends = []
     for index, runs in enumerate(comparison.methods.values()):
-        style = {"color": COLOURS[index % len(COLOURS)]}
+        colour, line, marker = _look(index)
         runs = [run for run in runs if len(run.curve["mean"])]
         if not runs:
             continue
         for run in runs:
             x, y = run.curve[clock], run.curve["mean"]
-            axes.step(x, y, where="post", alpha=0.3, linewidth=0.7, **style)
-            marker = MARKERS[index % len(MARKERS)]
-            axes.plot(x[-1:], y[-1:], marker, alpha=0.7, markersize=4, **style)
+            axes.step(x, y, where="post", alpha=0.3, linewidth=0.7, color=colour)
+            axes.plot(x[-1:], y[-1:], marker, alpha=0.7, markersize=4, color=colour)
         x, middle, low, high = aggregate(runs, clock)
-        axes.fill_between(x, low, high, step="post", alpha=0.13, linewidth=0, **style)
-        line = LINES[index % len(LINES)]
-        axes.step(x, middle, where="post", linestyle=line, linewidth=2.2, **style)
+        axes.fill_between(x, low, high, step="post", alpha=0.13, linewidth=0, color=colour)
+        axes.step(x, middle, where="post", linestyle=line, linewidth=2.2, color=colour)
         ends.append(x[-1])
     if comparison.threshold is not None:
         axes.axhline(comparison.threshold, color="0.3", linestyle="--", linewidth=1, zorder=0)
@@ -152,16 +154,10 @@ def aggregate(
 def _legend_entry(index: int, label: str, runs: Sequence[RunResult]) -> Line2D:
     failed = sum(run.status == FAILED for run in runs)
     words = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0].seed}"
-    return Line2D(
-        [],
-        [],
-        color=COLOURS[index % len(COLOURS)],
-        linestyle=LINES[index % len(LINES)],
-        linewidth=2.2,
-        marker=MARKERS[index % len(MARKERS)],
-        markersize=4,
-        label=f"{label} ({words}{f', {failed} failed' if failed else ''})",
-    )
+    label = f"{label} ({words}{f', {failed} failed' if failed else ''})"
+    colour, line, marker = _look(index)
+    style = {"linewidth": 2.2, "markersize": 4, "label": label}
+    return Line2D([], [], color=colour, linestyle=line, marker=marker, **style)
 
 
 def _dots(comparison: Comparison, panels: list[Panel], title: str, protocol: str) -> Figure:
@@ -194,14 +190,15 @@ def _dot_panel(axes: Axes, panel: Panel, groups: list[Sequence[RunResult]]) -> N
         alike = bounds and max(bounds) <= 1.001 * min(bounds)
         _shade_missing(axes, f"≥ {quantity(bounds[0])}" if alike else "not reached")
     for index, (row, runs) in enumerate(zip(rows, groups)):
-        style = {"color": COLOURS[index % len(COLOURS)], "markersize": 5, "alpha": 0.75}
+        colour, _, marker = _look(index)
+        style = {"color": colour, "markersize": 5, "alpha": 0.75}
         for place, (cost, run) in enumerate(zip(row, runs)):
             y = [index + 0.36 * (place / max(1, len(row) - 1) - 0.5)]
             if cost.missed:
-                style["marker"] = "x" if run.status == FAILED else ">"
-                axes.plot([EDGE], y, transform=axes.get_yaxis_transform(), **style)
+                sign = "x" if run.status == FAILED else ">"
+                axes.plot([EDGE], y, sign, transform=axes.get_yaxis_transform(), **style)
             else:
-                axes.plot([cost.value], y, **style | {"marker": MARKERS[index % len(MARKERS)]})
+                axes.plot([cost.value], y, marker, **style)
         _bar(axes, index, panel.summary(row))
     scale = ", log scale" if logarithmic else ""
     axes.set_xlabel(f"{panel.label}\n(bar and number: {panel.summary_name}{scale})")
@@ -209,11 +206,9 @@ def _dot_panel(axes: Axes, panel: Panel, groups: list[Sequence[RunResult]]) -> N
 
 def _bar(axes: Axes, index: int, summary: Cost) -> None:
     """The summary of one method: a bar with its number above, at the right edge if missed."""
-    if summary.missed:
-        where: dict[str, Any] = {"transform": axes.get_yaxis_transform()}
-        x, words = EDGE, str(summary) if math.isfinite(summary.value) else ""
-    else:
-        where, x, words = {}, summary.value, quantity(summary.value)
+    where: dict[str, Any] = {"transform": axes.get_yaxis_transform()} if summary.missed else {}
+    x = EDGE if summary.missed else summary.value
+    words = str(summary) if math.isfinite(summary.value) else ""
     axes.plot([x, x], [index - 0.3, index + 0.3], color="0.15", linewidth=2, **where)
     axes.text(x, index - 0.32, words, ha="center", va="bottom", fontsize=8, **where)
 
@@ -259,19 +254,17 @@ def _short(value: float, _: int = 0) -> str:
 
 
 def _with_notes(figure: Figure, protocol: str, handles: Sequence[Line2D] = ()) -> Figure:
-    """Below the panels: the legend, and in small type how the runs were made."""
-    lines = textwrap.wrap(protocol, 200)
+    """Below the panels: in small type how the runs were made, and the legend."""
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     fitting = max(1, LEGEND_CHARACTERS // (longest + SAMPLE_CHARACTERS))
-    rows = math.ceil(len(handles) / min(LEGEND_COLUMNS, fitting))
-    height = figure.get_figheight()
-    legend_at = (0.08 + 0.13 * len(lines)) / height
-    top_of_notes = legend_at + (0.22 * rows + 0.06) / height
-    figure.get_layout_engine().set(rect=(0, top_of_notes, 1, 1 - top_of_notes))  # type: ignore
-    where: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7, "color": "0.35"}
-    figure.text(0.5, 0.05 / height, "\n".join(lines), **where)
-    if handles:
-        place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, legend_at)}
-        columns = math.ceil(len(handles) / rows)
-        figure.legend(handles=handles, ncols=columns, frameon=False, borderaxespad=0.0, **place)
+    rows = math.ceil(len(handles) / min(LEGEND_COLUMNS, fitting)) or 1
+    legend = figure.legend(
+        handles=handles,
+        ncols=math.ceil(len(handles) / rows) or 1,
+        loc="outside lower center",
+        frameon=False,
+        title=textwrap.fill(protocol, 200),
+        title_fontproperties={"size": 7},
+    )
+    legend.get_title().set(color="0.35", multialignment="center")
     return figure

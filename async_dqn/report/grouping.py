@@ -7,8 +7,9 @@ differ in more than the seed are never one method.
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from async_dqn.report.results import (
 )
 from async_dqn.runs.folder import env_folder
 
-Plans = dict[Path, dict[str, Any] | None]  # what `compare` wrote, by its folder
+Plans = dict[Path, dict[str, Any]]  # what `compare` wrote, by its folder
 # Sections of settings in which runs of a method may differ; `whole` has shown in others.
 NO_METHOD = {"run", "evaluation", "whole"}
 
@@ -46,11 +47,6 @@ class Comparison:
         """The runs of all methods."""
         return [run for runs in self.methods.values() for run in runs]
 
-    @property
-    def failed(self) -> list[RunResult]:
-        """Runs that broke."""
-        return [run for run in self.runs if run.status == FAILED]
-
 
 def collect(
     roots: Sequence[Path], threshold: float | None = None
@@ -59,27 +55,21 @@ def collect(
 
     Raises UserError when a root is not there, a plan is damaged, or no run can be read.
     """
-    plans: Plans = {}
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"{root} is not a folder; give run folders or folders above them")
     runs: dict[Path, RunResult] = {}
     warnings = []
-    missing = [root for root in roots if not root.is_dir()]
-    if missing:
-        raise UserError(f"{missing[0]} is not a folder; give run folders or folders above them")
     tops = [Path(os.path.abspath(root)) for root in roots]
-    for root in tops:
-        plans[root] = read_plan(root)
-        for folder in find_runs(root):
-            try:
-                runs[folder] = read_run(folder)
-            except UserError as error:
-                warnings.append(f"{error}; left out")
-                continue
-            origin = folder.parents[2] if len(folder.parents) > 2 else folder
-            if origin not in plans:
-                plans[origin] = read_plan(origin)
+    for folder in (folder for root in tops for folder in find_runs(root)):
+        try:
+            runs[folder] = read_run(folder)
+        except UserError as error:
+            warnings.append(f"{error}; left out")
+    origins = dict.fromkeys([*tops, *(folder.parent.parent.parent for folder in runs)])
+    plans = {folder: plan for folder in origins if (plan := read_plan(folder)) is not None}
     for folder, plan in plans.items():
-        if plan is not None:
-            _apply_plan(folder, plan, runs, add=folder in tops)
+        _apply_plan(folder, plan, runs, add=folder in tops)
     if not runs:
         where = ", ".join(map(str, roots))
         raise UserError(warnings[0] if warnings else f"no run folder at or below {where}")
@@ -110,10 +100,10 @@ def _apply_plan(folder: Path, plan: dict, runs: dict[Path, RunResult], add: bool
 def _by_environment(
     runs: list[RunResult], plans: Plans, threshold: float | None, warnings: list[str]
 ) -> list[Comparison]:
-    planned = [label for plan in plans.values() if plan for label in plan["methods"]]
+    planned = [label for plan in plans.values() for label in plan["methods"]]
     comparisons = []
     for env in sorted({run.env for run in runs}):
-        here = [run for run in runs if run.env == env]
+        here = sorted((run for run in runs if run.env == env), key=attrgetter("seed"))
         methods: dict[str, list[RunResult]] = {label: [] for label in planned}
         for label in sorted({run.label for run in here}):
             for run in _split_by_settings([run for run in here if run.label == label]):
@@ -123,11 +113,7 @@ def _by_environment(
             listed = ", ".join(map(quantity, sorted(goals)))  # type: ignore[type-var]
             warnings.append(f"{env}: thresholds differ ({listed}); none shown, give --threshold")
         goal = goals.pop() if threshold is None and len(goals) == 1 else threshold
-        kept = {
-            label: sorted(group, key=lambda run: run.seed)
-            for label, group in methods.items()
-            if group
-        }
+        kept = {label: group for label, group in methods.items() if group}
         comparisons.append(Comparison(env, kept, goal))
     return comparisons
 
@@ -140,9 +126,12 @@ def _split_by_settings(runs: list[RunResult]) -> list[RunResult]:
     # What an older version did not know yet, it had at the default.
     stored = [Config().flat() | own for own in stored]
     differing = [name for name in names if len({json.dumps(own.get(name)) for own in stored}) > 1]
-    return [_labelled(run, differing) if "run.seed" in run.settings else run for run in runs]
 
+    def label(run: RunResult) -> str:
+        words = (f"{name.partition('.')[2]} {run.settings.get(name)}" for name in differing)
+        return ", ".join([run.label, *words])
 
-def _labelled(run: RunResult, names: Iterable[str]) -> RunResult:
-    words = (f"{name.partition('.')[2]} {run.settings.get(name)}" for name in names)
-    return dataclasses.replace(run, label=", ".join([run.label, *words]))
+    return [
+        dataclasses.replace(run, label=label(run)) if "run.seed" in run.settings else run
+        for run in runs
+    ]

@@ -9,43 +9,6 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
-class Heading(NamedTuple):
-    """A heading; level 1 is the title."""
-
-    text: str
-    level: int = 2
-
-
-class Text(NamedTuple):
-    """A paragraph."""
-
-    text: str
-
-
-class Code(NamedTuple):
-    """Lines to type or to copy."""
-
-    text: str
-
-
-class Table(NamedTuple):
-    """A header and rows of as many cells; all columns but the first are aligned to the right."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-class Picture(NamedTuple):
-    """A PNG, the name of its file beside the Markdown, and what it shows in words."""
-
-    name: str
-    png: bytes
-    alt: str
-
-
-Block = Heading | Text | Code | Table | Picture
-
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -64,51 +27,60 @@ pre {{ background: #f4f4f4; padding: .7rem; overflow-x: auto; font-size: .85rem;
 """
 
 
-def to_html(blocks: Sequence[Block]) -> str:
+class Block(NamedTuple):
+    """A piece of the document in both forms, and of a picture the file beside the Markdown."""
+
+    html: str
+    markdown: str
+    name: str = ""
+    png: bytes = b""
+
+
+def heading(text: str, level: int = 2) -> Block:
+    """A heading; level 1 is the title."""
+    return Block(f"<h{level}>{html.escape(text)}</h{level}>", f"{'#' * level} {_plain(text)}")
+
+
+def paragraph(text: str) -> Block:
+    """A line of text."""
+    return Block(f"<p>{html.escape(text)}</p>", _plain(text))
+
+
+def code(text: str) -> Block:
+    """Lines to type or to copy."""
+    indented = "\n".join(f"    {line}".rstrip() for line in text.splitlines())
+    return Block(f"<pre>{html.escape(text)}</pre>", indented)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Block:
+    """A header and rows of as many cells; all columns but the first are aligned to the right."""
+    page = [_html_row("th", header), *(_html_row("td", row) for row in rows)]
+    titles, *cells = ([_plain(cell) for cell in row] for row in (header, *rows))
+    under = ["---", *("---:" for _ in header[1:])]
+    lines = (f"| {' | '.join(row)} |" for row in (titles, under, *cells))
+    return Block("\n".join(["<div><table>", *page, "</table></div>"]), "\n".join(lines))
+
+
+def picture(name: str, png: bytes, alt: str) -> Block:
+    """A PNG, the name of its file, and what it shows in words."""
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    shown = f'<p><img alt="{html.escape(alt)}" src="{source}"></p>'
+    return Block(shown, f"![{_plain(alt)}]({name})", name, png)
+
+
+def to_html(title: str, blocks: Sequence[Block]) -> str:
     """One page that needs no other file and no network."""
-    title = next(block.text for block in blocks if isinstance(block, Heading))
-    return PAGE.format(title=html.escape(title), body="\n".join(map(_html, blocks)))
+    body = "\n".join(block.html for block in blocks)
+    return PAGE.format(title=html.escape(title), body=body)
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
     """Markdown that shows the pictures from the files beside it."""
-    return "\n\n".join(map(_markdown, blocks)) + "\n"
-
-
-def _html(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
-        case Text(text):
-            return f"<p>{html.escape(text)}</p>"
-        case Code(text):
-            return f"<pre>{html.escape(text)}</pre>"
-        case Table(header, rows):
-            lines = [_html_row("th", header), *(_html_row("td", row) for row in rows)]
-            return "<div><table>\n" + "\n".join(lines) + "\n</table></div>"
-        case Picture(_, png, alt):
-            data = base64.b64encode(png).decode()
-            return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></p>'
+    return "\n\n".join(block.markdown for block in blocks) + "\n"
 
 
 def _html_row(tag: str, cells: Sequence[str]) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-
-def _markdown(block: Block) -> str:
-    match block:
-        case Heading(text, level):
-            return f"{'#' * level} {_plain(text)}"
-        case Text(text):
-            return _plain(text)
-        case Code(text):
-            return "\n".join(f"    {line}".rstrip() for line in text.splitlines())
-        case Table(header, rows):
-            under = ["---", *("---:" for _ in header[1:])]
-            cells = [[_plain(cell) for cell in row] for row in (header, *rows)]
-            return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], under, *cells[1:]))
-        case Picture(name, _, alt):
-            return f"![{_plain(alt)}]({name})"
 
 
 def _plain(text: str) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,12 +97,22 @@ class RunResult:
         return {clock: float(self.curve[clock][np.argmax(good)]) for clock in CLOCKS}
 
 
+def _in_order(costs: Iterable[Cost]) -> list[Cost]:
+    return sorted(costs, key=lambda cost: (cost.missed, cost.value))
+
+
 def median(costs: Iterable[Cost]) -> Cost:
     """The median cost, misses behind all others; missed where it rests on one."""
-    ordered = sorted(costs, key=lambda cost: (cost.missed, cost.value))
+    ordered = _in_order(costs)
     middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
     missed = any(cost.missed for cost in middle)
     return Cost(sum(cost.value for cost in middle) / len(middle), missed)
+
+
+def spread(costs: Sequence[Cost]) -> str:
+    """Median (min to max), each marked ">" where it rests on a run that missed."""
+    ordered = _in_order(costs)
+    return f"{median(costs)} ({ordered[0]} to {ordered[-1]})"
 
 
 def run_name(label: str, seed: int) -> str:
@@ -144,10 +154,8 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
-    """What `compare` wrote about the runs below `folder`; None where it wrote nothing.
-
-    Raises UserError when it is damaged.
-    """
+    """What `compare` wrote about the runs below `folder`; None where it wrote nothing. Raises
+    UserError when it is damaged."""
     if not (folder / PLAN).exists():
         return None
     plan = read_json(folder / PLAN)

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from async_dqn.runs.checkpoint_format import (
     read_file,
     read_verified,
 )
-from async_dqn.runs.durable import replace_file, sync_folder, temporary, write_new
+from async_dqn.runs.durable import is_own_folder, replace_file, sync_folder, temporary, write_new
 from async_dqn.runs.folder import CHECKPOINT_NAME, env_folder
+from async_dqn.runs.progress import print_warning
 
 MARKS = ("latest", "best")
 MAX_STATE_BYTES = 10_000_000
@@ -49,24 +49,23 @@ def save(
     state: Mapping[str, Any],
     marks: Collection[str] = ("latest",),
     keep: int = 3,
-    replace: bool = False,
 ) -> Path:
     """Write the checkpoint of global step `step`, move `marks` to it, keep the newest `keep`.
 
     The caller has copied the arrays (float32, int64 or uint8, any shape); once this returns, the
-    checkpoint is durable. An intact checkpoint of the same step is kept and only marked, unless
-    `replace`. May run in a background thread, one save of a folder at a time.
+    checkpoint is durable. One of the same step is replaced. May run in a background thread, one
+    save of a folder at a time.
 
     Raises OSError when the disk refuses: what was there before still loads, and the call may be
     repeated. Raises ValueError or TypeError for data that must not be stored (non-finite, not
     plain), before anything is written.
     """
-    path = checkpoints / f"step-{step:012d}"
-    if replace or _damage(path) is not None:
-        _write(path, encode(step, files, state))
-        damage = _damage(path)
-        if damage is not None:
-            raise OSError(errno.EIO, f"{path.name} reads back damaged ({damage})")
+    path = checkpoints / _name(step)
+    _write(path, encode(step, files, state))
+    try:
+        read_verified(path)
+    except UserError as damage:
+        raise OSError(errno.EIO, f"{path.name} reads back damaged ({damage})") from None
     for name in marks:
         mark(checkpoints, name, path.name)
     # The new checkpoint is safe by now; failing to tidy up is no failure to save.
@@ -75,10 +74,12 @@ def save(
     return path
 
 
+def _name(step: int) -> str:
+    return f"step-{step:012d}"
+
+
 def mark(checkpoints: Path, name: str, folder_name: str) -> None:
     """Let the mark `name` ("latest" or "best") name `folder_name`, durably; raises OSError."""
-    if name not in MARKS or not CHECKPOINT_NAME.fullmatch(folder_name):
-        raise ValueError(f"no mark {name!r} on {folder_name!r}")
     replace_file(checkpoints / name, f"{folder_name}\n".encode())
 
 
@@ -129,7 +130,7 @@ def rewind(checkpoints: Path, step: int) -> None:
     K to keep would be the old ones. Only under the lock of the run; raises OSError.
     """
     for path in _complete(checkpoints):
-        if _step(path) > step:
+        if path.name.removesuffix(_OLD) > _name(step):
             aside = path.with_name(f"{path.name}.superseded")
             _remove(aside)
             os.rename(path, aside)
@@ -142,7 +143,7 @@ def rewind(checkpoints: Path, step: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if is_own_folder(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -169,23 +170,6 @@ def load(path: str | Path) -> Checkpoint:
         raise UserError(f"{path.name} is damaged ({damage}); {advice}") from None
 
 
-def _is_good(path: Path) -> bool:
-    try:
-        decode(path)
-    except (Damage, UserError):
-        return False
-    return True
-
-
-def _damage(path: Path) -> Exception | None:
-    """Why the folder `path` is no intact checkpoint; None when it is one."""
-    try:
-        read_verified(path)
-    except (Damage, UserError) as damage:
-        return damage
-    return None
-
-
 def marked(checkpoints: Path, name: str) -> Path | None:
     """The folder that the mark `name` ("latest" or "best") names; None without a mark or folder."""
     try:
@@ -193,24 +177,19 @@ def marked(checkpoints: Path, name: str) -> Path | None:
     except (Damage, ValueError):
         return None
     path = checkpoints / folder
-    return path if CHECKPOINT_NAME.fullmatch(folder) and _is_folder(path) else None
-
-
-def is_marked(path: Path, name: str) -> bool:
-    """Whether the mark beside a checkpoint names it."""
-    return marked(path.parent, name) == path
+    return path if CHECKPOINT_NAME.fullmatch(folder) and is_own_folder(path) else None
 
 
 def resolve(
-    path: str | Path, fall_back: bool = False, warn: Warn | None = None, best: bool = False
+    path: str | Path, fall_back: bool = False, warn: Warn = print_warning, best: bool = False
 ) -> Path:
     """The checkpoint meant by `path`: itself, a mark (`checkpoints/best`), or a run's latest.
 
     Of a run the `best` instead, if one was confirmed. Its latest is verified; when it is damaged,
-    `fall_back` takes the newest good one and calls `warn(text)` (by default a line on stderr).
+    `fall_back` takes the newest good one and calls `warn(text)`.
     Raises UserError: nothing there, no complete checkpoint, damaged, not a checkpoint.
     """
-    path, warn = Path(path), warn or _warn
+    path = Path(path)
     if path.name in MARKS:
         path = marked(path.parent, path.name) or path
     _check_is_folder(path)
@@ -257,8 +236,8 @@ def newest_run(
     saved = [
         (checkpoints.stat().st_mtime_ns, checkpoints.parent)
         for checkpoints in runs
-        if _is_folder(checkpoints.parent)
-        and _is_folder(checkpoints)
+        if is_own_folder(checkpoints.parent)
+        and is_own_folder(checkpoints)
         and any(run_name or _fits(path, algorithm, seed) for path in _complete(checkpoints))
     ]
     return max(saved)[1] if saved else None
@@ -278,23 +257,18 @@ def _complete(checkpoints: Path) -> list[Path]:
     found = {}
     for entry in sorted(checkpoints.iterdir(), reverse=True):  # step-N.old before step-N
         name = CHECKPOINT_NAME.fullmatch(entry.name.removesuffix(_OLD))
-        if name and _is_folder(entry) and (entry / "manifest.json").is_file():
+        if name and is_own_folder(entry) and (entry / "manifest.json").is_file():
             found[name[1]] = entry
     return [found[step] for step in sorted(found)]
 
 
-def _step(path: Path) -> int:
-    return int(path.name[len("step-") :].removesuffix(_OLD))
-
-
 def _newest_good(bad: Path) -> Path | None:
     """The newest loadable checkpoint beside `bad`."""
-    others = [path for path in reversed(_complete(bad.parent)) if path.name != bad.name]
-    return next((path for path in others if _is_good(path)), None)
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+    for path in reversed(_complete(bad.parent)):
+        if path.name != bad.name:
+            with contextlib.suppress(UserError):
+                return decode(path).path
+    return None
 
 
 def _check_is_folder(path: Path) -> None:
@@ -304,7 +278,3 @@ def _check_is_folder(path: Path) -> None:
         raise UserError(
             f"{path} is not a checkpoint of this program; pickled files are never opened"
         )
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)

@@ -7,39 +7,26 @@ or from a failing disk. Every byte is verified against the manifest before it is
 
 import hashlib
 import json
-import math
 import os
 import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
 
 from async_dqn.config.config import UserError
-from async_dqn.runs.durable import NO_FOLLOW, NO_WAIT
+from async_dqn.runs.durable import SAFELY
 
 FORMAT = 1
 DTYPES = frozenset({"float32", "int64", "uint8"})  # networks and optimisers; replay shards
-COUNTERS = (
-    "step",
-    "steps",
-    "updates",
-    "episodes",
-    "skipped_updates",
-    "env_errors",
-    "restarts",
-    "cpu_ns",
-    "target_step",
-    "target_refreshes",
-    "next_incarnation",
-)
+TOTALS = ("steps", "updates", "episodes", "skipped_updates", "env_errors", "cpu_ns")
+COUNTERS = ("step", *TOTALS, "target_step", "target_refreshes", "restarts", "next_incarnation")
 MAX_FILES = 16
 MAX_MANIFEST_BYTES = 2**20
 MAX_HEADER_BYTES = 2**20
-_STEM = re.compile(r"[a-z][a-z0-9_]*")
 _FILE = re.compile(r"[a-z][a-z0-9_]*\.(safetensors|json)")
 _TENSOR = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")
 
@@ -66,7 +53,7 @@ def target_stem(number: int) -> str:
     return f"target_{number}" if number else "target"
 
 
-class Damage(Exception):
+class Damage(UserError):
     """Which file of a checkpoint is damaged, and how."""
 
 
@@ -76,7 +63,7 @@ def encode(step: int, files: Tensors, state: Mapping[str, Any]) -> dict[str, byt
     Raises ValueError for values that are not finite, TypeError for what is not plain data.
     """
     encoded = {f"{stem}.safetensors": _encode_tensors(stem, files[stem]) for stem in files}
-    encoded["state.json"] = _to_json({**state, "format": FORMAT, "step": step})
+    encoded["state.json"] = _to_json(dict(**state) | {"format": FORMAT, "step": step})
     entries = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in encoded.items()
@@ -86,7 +73,7 @@ def encode(step: int, files: Tensors, state: Mapping[str, Any]) -> dict[str, byt
 
 
 def _encode_tensors(stem: str, tensors: Mapping[str, np.ndarray]) -> bytes:
-    if not _STEM.fullmatch(stem):
+    if not _FILE.fullmatch(f"{stem}.safetensors"):
         raise ValueError(f"no file name for tensors: {stem!r}")
     # safetensors writes memory as it lies: only in C order is that the array.
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
@@ -103,30 +90,13 @@ def _is_finite(array: np.ndarray) -> bool:
 
 
 def _to_json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(_plain(value), indent=1).encode()
-
-
-def _plain(value: Any) -> Any:
-    """`value` with numpy scalars as Python's; NaN, infinity and objects are refused."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError("the keys of a stored state are str")
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("NaN and infinity are not stored; use None")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"cannot store {type(value).__name__} in a checkpoint")
+    return json.dumps(value, indent=1, allow_nan=False, default=np.generic.item).encode()
 
 
 def decode(path: Path) -> Checkpoint:
     """Read and verify the checkpoint folder `path`.
 
-    Raises Damage (broken or incomplete), UserError (whole, but not to be loaded).
+    Raises Damage (broken or incomplete), another UserError (whole, but not to be loaded).
     """
     files = read_verified(path)
     state = _decode_state(files.pop("state.json"))
@@ -154,10 +124,8 @@ def _read_entry(path: Path, name: str, entry: Any) -> bytes:
         raise UserError(f"manifest entry {name[:80]!r} leaves the checkpoint; do not trust it")
     if not _FILE.fullmatch(name):
         raise Damage(f"manifest.json: unknown file {name[:80]!r}")
-    if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
-        raise Damage("manifest.json: not a manifest")
-    size = entry["bytes"]
-    if type(size) is not int or size < 0:
+    size = entry.get("bytes") if isinstance(entry, dict) else None
+    if type(size) is not int or size < 0 or set(entry) != {"bytes", "sha256"}:
         raise Damage("manifest.json: not a manifest")
     data = read_file(path, name, size)
     if len(data) != size:
@@ -170,7 +138,7 @@ def _read_entry(path: Path, name: str, entry: Any) -> bytes:
 def read_file(folder: Path, name: str, most: int) -> bytes:
     """The first `most` bytes of a plain file, never through a link; raises Damage."""
     try:
-        descriptor = os.open(folder / name, os.O_RDONLY | NO_FOLLOW | NO_WAIT)
+        descriptor = os.open(folder / name, os.O_RDONLY | SAFELY)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -192,11 +160,9 @@ def _size_of(found: int, expected: int) -> str:
 
 
 def _from_json(name: str, data: bytes) -> dict[str, Any]:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(constant)
-
     try:
-        value = _plain(json.loads(data.decode(), parse_constant=refuse))
+        value = json.loads(data.decode())
+        json.dumps(value, allow_nan=False)  # raises ValueError for NaN and infinity
     except (ValueError, RecursionError):
         raise Damage(f"{name}: not JSON") from None
     if not isinstance(value, dict):

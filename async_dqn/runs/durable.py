@@ -5,17 +5,25 @@ visible, the last fsync what makes the rename durable). Folders are 0700, files 
 symbolic link is followed on write.
 """
 
+import json
 import os
 import threading
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # absent on Windows
-NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a fifo must not wait for its writer
+# No link is followed, and opening a fifo does not wait for its writer.
+SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def is_own_folder(path: Path) -> bool:
+    """Whether it is a folder, and no link to one elsewhere."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def write_new(path: Path, data: bytes) -> None:
     """Create `path` with `data` and fsync it; FileExistsError when anything is there."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
@@ -23,9 +31,7 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable (Windows cannot open folders; there it does nothing)."""
-    if os.name == "nt":
-        return
+    """Make the names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,15 +56,20 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def replace_json(path: Path, value: Any) -> None:
+    """The same with plain data, as JSON to read."""
+    replace_file(path, f"{json.dumps(value, indent=2)}\n".encode())
+
+
 class Lines:
     """An append-only file of whole records: what a kill or a full disk cut off is taken back."""
 
-    def __init__(self, path: Path, text: bool = True) -> None:
-        """Open or create `path`; with `text`, drop a last line that lacks its newline."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_FOLLOW
-        self._descriptor = os.open(path, flags, 0o666)
-        if text:
-            self._drop_torn_line()
+    def __init__(self, path: Path) -> None:
+        """Open or create `path`; drop a last line that lacks its newline."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        self._file = FileIO(os.open(path, flags, 0o666), "r+")
+        self._descriptor = self._file.fileno()
+        self._drop_torn_line()
 
     def _drop_torn_line(self) -> None:
         size = os.fstat(self._descriptor).st_size
@@ -81,6 +92,4 @@ class Lines:
 
     def close(self) -> None:
         """Idempotent."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()

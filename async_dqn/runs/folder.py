@@ -7,36 +7,33 @@ refusal comes before anything is written.
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Self
 
 from async_dqn.config.config import UserError, check_run_name
-from async_dqn.runs.durable import NO_FOLLOW, NO_WAIT
-
-try:
-    import fcntl
-except ImportError:  # Windows: one process only (serial mode), no lock
-    fcntl = None  # type: ignore[assignment]
+from async_dqn.runs.durable import SAFELY, is_own_folder
 
 LOCK = ".lock"
 LOG_BYTES = 10_000_000
 CHECKPOINT_NAME = re.compile(r"step-(\d{12})")
 
 
-class RunFolder:
+class RunFolder(contextlib.AbstractContextManager):
     """A run folder held by this process, with its sub-folders `checkpoints` and `logs`.
 
     `path` is absolute, since environments may change the working directory; `str(run)` is the
     path as the user wrote it.
     """
 
-    def __init__(self, path: Path, lock: int, made: Sequence[Path] = ()) -> None:
+    def __init__(self, path: Path, lock: FileIO, made: Sequence[Path] = ()) -> None:
         """Internal: use `create` or `open`."""
         self._shown, self._lock = path, lock
         self._made = [Path(os.path.abspath(folder)) for folder in made]
@@ -88,15 +85,10 @@ class RunFolder:
 
     def close(self) -> None:
         """Give the lock back. Idempotent."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.close()
 
     def __str__(self) -> str:
         return str(self._shown)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -116,16 +108,11 @@ def env_folder(env_name: str) -> str:
 
 
 def check_new_run(runs_dir: str | Path, env_name: str, run_name: str | None) -> None:
-    """Every refusal of `RunFolder.create`, without writing: for use before slow imports.
-
-    Raises UserError.
-    """
+    """Every refusal (UserError) of `RunFolder.create`, without writing: before slow imports."""
     if run_name is not None:
         check_run_name(run_name)
-    root = Path(runs_dir)
-    folders = [root, root / env_folder(env_name)]
-    if run_name is not None:
-        folders.append(folders[-1] / run_name)
+    place = Path(runs_dir, env_folder(env_name))
+    folders = [place.parent, place, *([] if run_name is None else [place / run_name])]
     for folder in folders[1:]:
         _refuse_link(folder)
     _check_writable(folders)
@@ -154,15 +141,11 @@ def _is_free(path: Path) -> bool:
     """True where no run lies: nothing there, or empty folders and a lock left by a failed start."""
     if not os.path.lexists(path):
         return True
-    entries = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
-    return all(entry.name == LOCK or _is_plain_folder(entry) for entry in entries)
+    entries = path.rglob("*") if is_own_folder(path) else [path]
+    return all(entry.name == LOCK or is_own_folder(entry) for entry in entries)
 
 
-def _is_plain_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _claim(path: Path) -> tuple[int, list[Path]] | None:
+def _claim(path: Path) -> tuple[FileIO, list[Path]] | None:
     """Create and lock the run folder `path`; None when it is, or just became, another's.
 
     Returns the lock and the folders that are new.
@@ -180,7 +163,7 @@ def _claim(path: Path) -> tuple[int, list[Path]] | None:
         _remove_folders(made)
         raise
     if lock is not None:
-        os.close(lock)
+        lock.close()
     return None
 
 
@@ -205,42 +188,43 @@ def _remove_folders(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _lock(path: Path) -> int | None:
-    """Descriptor holding the lock of `path`, with our pid in it; None when another holds it."""
+def _lock(path: Path) -> FileIO | None:
     try:
-        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | NO_FOLLOW | NO_WAIT, 0o600)
+        return hold(path / LOCK)
     except OSError as error:
         raise _cannot_write(path, error) from None
-    if not _try_flock(descriptor):
-        os.close(descriptor)
+
+
+def hold(path: Path) -> FileIO | None:
+    """The file `path`, locked and with our pid in it; None when another process holds it. Raises
+    OSError."""
+    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | SAFELY, 0o600), "r+")
+    if not _try_flock(file):
+        file.close()
         return None
     with contextlib.suppress(OSError):  # the pid is a courtesy; the lock itself holds
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+    return file
 
 
-def _try_flock(descriptor: int) -> bool:
-    if fcntl is not None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks: go on without
-            return True
+def _try_flock(file: FileIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: go on without
+        pass
     return True
 
 
 def is_locked(path: Path) -> bool:
     """Whether a process is at work in the run folder `path`."""
     try:
-        descriptor = os.open(path / LOCK, os.O_RDWR | NO_FOLLOW | NO_WAIT)
+        with FileIO(os.open(path / LOCK, os.O_RDWR | SAFELY), "r+") as file:
+            return not _try_flock(file)
     except OSError:
         return False
-    try:
-        return not _try_flock(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _taken(path: Path) -> UserError:

@@ -36,37 +36,32 @@ ATARI_BYTES = 60 * 10**6  # more: emulators, what compiled convolutions keep (Po
 
 def check_machine(run_spec: RunSpec, folder: Path) -> None:
     """The device, open files, memory, and room where `folder` will be; raises UserError."""
+    parallel = run_spec.config.parallel
     check_device(run_spec.config.run.device)
-    _check_order_of_writes(run_spec.config.parallel.mode)
-    _check_pipes(run_spec.config.parallel.mode)
     size, replay = padded_size(run_spec.network()), run_spec.replay_bytes
     needed = sum(section.bytes for section in run_spec.sections(size)) + replay
-    if run_spec.config.parallel.mode != "serial":
-        workers, players = run_spec.config.parallel.workers, run_spec.most_players
-        _check_files(workers, players)
-        _check_tasks(workers, players)
+    if parallel.mode != "serial":
+        _check_platform(parallel.mode)
+        _check_children(parallel.workers, run_spec.most_players)
         run_spec.packed()
-        needed += (workers + run_spec.players) * _worker_bytes(run_spec, size)
+        needed += (parallel.workers + run_spec.players) * _worker_bytes(run_spec, size)
     check_memory(needed)
-    stored = replay if run_spec.config.parallel.mode == "serial" else 0
-    owners = 1 if run_spec.shared_state else run_spec.config.parallel.workers
+    stored = replay if parallel.mode == "serial" else 0
+    owners = 1 if run_spec.shared_state else parallel.workers
     targets = run_spec.target_rule.networks
     vectors = 1 + targets + owners * run_spec.optimizer().rows  # parameters, target, optimiser
     _check_room(folder, CHECKPOINTS * (4 * size * vectors + stored))
 
 
-def _check_order_of_writes(mode: str) -> None:
-    """Synchronous workers publish a part and then the number of its round, without a fence: others
-    see them in that order on x86 only."""
+def _check_platform(mode: str) -> None:
+    # Synchronous workers publish a part and then the number of its round, without a fence: others
+    # see them in that order on x86 only.
     processor = platform.machine()
     if mode == "sync" and processor.lower() not in ORDERED:
         raise UserError(
             f"--mode sync needs an x86 processor (this is {processor}); use --mode async"
         )
-
-
-def _check_pipes(mode: str) -> None:
-    if mode != "serial" and child_side.RECORD_BYTES < LEAST_RECORD_BYTES:
+    if child_side.RECORD_BYTES < LEAST_RECORD_BYTES:
         raise UserError(
             "workers need pipes that take 4096 bytes in one piece (here "
             f"{child_side.RECORD_BYTES + 4}); use --mode serial"
@@ -86,20 +81,18 @@ def check_device(name: str) -> None:
 def check_tensors(run_spec: RunSpec, found: Checkpoint) -> None:
     """Whether a run can go on from what the checkpoint holds; raises UserError."""
     net, tensors = run_spec.network(), found.tensors
-    shape = (padded_size(net),)
-    workers = stored_config(found).parallel.workers
+    names = run_spec.state_names(stored_config(found).parallel.workers)
+    shard = run_spec.replay_shard()
     try:
         flat_vector(net, tensors.get("model", {}))
         for stem in {"target", *(stem for stem in tensors if stem.startswith("target"))}:
             flat_vector(net, tensors.get(stem, {}))
-        check_named(
-            dict.fromkeys(run_spec.state_names(workers), shape), tensors.get("optimizer", {})
-        )
+        rows = dict.fromkeys(names, (padded_size(net),))
+        check_named(rows, tensors.get("optimizer", {}))
         _check_moments(run_spec, tensors.get("moments", {}))
-        shard = run_spec.replay_shard() if "replay" in tensors else None
-        for worker in range(run_spec.config.parallel.workers if shard is not None else 0):
-            own = of_worker(tensors["replay"], worker)
-            if own:
+        for worker in range(run_spec.config.parallel.workers):
+            own = of_worker(tensors.get("replay", {}), worker)
+            if own and shard is not None:
                 shard.check_state(own)
     except ValueError as error:
         raise UserError(
@@ -119,28 +112,25 @@ def _check_moments(run_spec: RunSpec, stored: Mapping[str, np.ndarray]) -> None:
             raise ValueError(f"running moments of {name} are not finite")
 
 
-def _check_files(workers: int, players: int) -> None:
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = FILES + FILES_PER_CHILD * (workers + 1 + players)
-    if limit != resource.RLIM_INFINITY and limit < needed:
-        raise UserError(
-            f"cannot start {workers} workers: too many open files (limit {limit}, need {needed}); "
-            "raise ulimit -n or lower --workers"
-        )
-
-
-def _check_tasks(workers: int, players: int) -> None:
+def _check_children(workers: int, players: int) -> None:
+    """Whether the evaluator and these may be started."""
     if multiprocessing.current_process().daemon:
         raise UserError(
             "a process of multiprocessing.Pool may start no workers; use "
             "concurrent.futures.ProcessPoolExecutor, or mode serial"
         )
-    free, needed = free_tasks(), TASKS + TASKS_PER_CHILD * (workers + 1 + players)
-    if free is not None and free < needed:
-        raise UserError(
-            f"cannot start {workers} workers: too many processes (free {max(0, free)}, need "
-            f"{needed}); raise ulimit -u or pids.max, or lower --workers"
-        )
+    children = workers + 1 + players
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    tasks = free_tasks()
+    open_files, processes = FILES + FILES_PER_CHILD * children, TASKS + TASKS_PER_CHILD * children
+    lack = ""
+    if files != resource.RLIM_INFINITY and files < open_files:
+        lack = f"open files (limit {files}, need {open_files}); raise ulimit -n"
+    elif tasks is not None and tasks < processes:
+        free = f"free {max(0, tasks)}, need {processes}"
+        lack = f"processes ({free}); raise ulimit -u or pids.max,"
+    if lack:
+        raise UserError(f"cannot start {workers} workers: too many {lack} or lower --workers")
 
 
 def _worker_bytes(run_spec: RunSpec, size: int) -> int:
@@ -168,9 +158,8 @@ def check_memory(needed: int) -> None:
 
 def _check_room(folder: Path, needed: int) -> None:
     place = Path(os.path.abspath(folder))
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    there = next(path for path in (place, *place.parents) if path.exists())
+    free = shutil.disk_usage(there).free
     if needed > free:
         raise UserError(
             f"{folder} has {_mb(free)} free, needs {_mb(needed)}; make room or choose another "

@@ -5,14 +5,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TextIO
 
 PLAIN_SECONDS = 10.0
 BAR_SECONDS = 0.25  # four refreshes a second
 BESIDES = 10  # columns for the percentage and the shortest bar
 
 
-@dataclass(frozen=True)
+@dataclass
 class Status:
     """What the display shows; returns are means over episodes, None before the first."""
 
@@ -48,11 +48,11 @@ class Bar:
     While it is up, prints to the terminal appear above it instead of tearing it.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self._clock, self._next = clock, 0.0
+        self._next = 0.0
         self._bar = Progress(
             TextColumn("{task.percentage:3.0f}%"),
             BarColumn(),
@@ -68,11 +68,12 @@ class Bar:
 
     def show(self, status: Status, now: bool = False) -> None:
         """Redraw when due, or `now`."""
-        if self._open and (now or self._clock() >= self._next):
-            self._next = self._clock() + BAR_SECONDS
-            fields: dict[str, Any] = {"completed": status.step, "total": status.total}
+        if self._open and (now or time.monotonic() >= self._next):
+            self._next = time.monotonic() + BAR_SECONDS
             text = bar_text(status, self._bar.console.width - BESIDES)
-            self._bar.update(self._task, text=text, refresh=True, **fields)
+            self._bar.update(
+                self._task, completed=status.step, total=status.total, text=text, refresh=True
+            )
 
     def close(self) -> None:
         """Leave the bar as last drawn and give the terminal back. Idempotent."""
@@ -131,7 +132,12 @@ def score(value: float | None) -> str:
     return "-" if value is None else f"{value:.{1 if abs(value) >= 10 else 2}f}"
 
 
-def print_line(line: str) -> None:
+def print_line(line: str, file: TextIO | None = None) -> None:
     """Print a line now; that nobody reads it (`| head`, a full disk, a closed stdout) is fine."""
     with contextlib.suppress(OSError, ValueError):
-        print(line, flush=True)
+        print(line, file=file, flush=True)
+
+
+def print_warning(text: str) -> None:
+    """Say it on stderr, whoever reads that."""
+    print_line(f"warning: {text}", sys.stderr)

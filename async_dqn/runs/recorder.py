@@ -1,23 +1,20 @@
 """The only writer of a run folder, except for the bytes of its checkpoints.
 
 Steps, wall and CPU seconds given to it are cumulative over resumes. A write that fails is dropped,
-counted and warned of once; it never stops training (`metrics.BestEffort`).
+counted and warned of once; it never stops training (`BestEffort`).
 """
 
 import contextlib
-import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from async_dqn.config.config import Config
-from async_dqn.runs.durable import replace_file
+from async_dqn.runs.durable import replace_json
 from async_dqn.runs.folder import RunFolder
-from async_dqn.runs.progress import Status, display, print_line, score
+from async_dqn.runs.progress import Status, display, print_line, print_warning, score
 from async_dqn.runs.versions import git_revision, versions
 from async_dqn.runs.writers import (
     EVALUATIONS_HEADER,
@@ -32,27 +29,13 @@ from async_dqn.runs.writers import (
 from async_dqn.workers.records import Evaluation
 
 RESULT_KEYS = (
-    "status",
-    "steps",
-    "frames",
-    "wall_s",
-    "startup_s",
-    "cpu_s",
-    "updates",
-    "final_mean",
-    "best_mean",
-    "fresh_mean",
-    "restarts",
-    "seconds_to_threshold",
-    "steps_to_threshold",
-    "env_errors",
-    "retired_workers",
+    *("status", "steps", "frames", "wall_s", "startup_s", "cpu_s", "updates"),
+    *("final_mean", "best_mean", "fresh_mean", "restarts"),
+    *("seconds_to_threshold", "steps_to_threshold", "env_errors", "retired_workers"),
 )
 HPARAMS = ("environment.env", "algorithm.algorithm", "parallel.workers", "run.seed")
 NO_HPARAMS = ("run.runs_dir", "run.run_name", "run.resume", "run.quiet")
 HPARAM_RESULTS = ("final_mean", "best_mean", "seconds_to_threshold", "steps_to_threshold")
-
-
 LONGEST_WAIT_S = 5.0  # for the disk, while importing
 
 
@@ -101,9 +84,10 @@ class Recorder:
         self.clock, self._console, self._display = clock, console, display(False)
         self._board: Board | None = None
         self._status = Status(base_step, config.run.steps)
-        self._evaluation: dict[str, float] = {}
-        self.drops = BestEffort(_print_warning)
+        self.scores: dict[str, float] = {}  # of the last evaluation, by tag
+        self.drops = BestEffort(print_warning)
         self._events = EventLog(run.path / "events.jsonl", self.drops)
+        self.event = self._events.write
         self._metrics = CsvTable(run.path / "metrics.csv", METRICS_HEADER, self.drops, base_step)
         self._evaluations = CsvTable(
             run.path / "evaluations.csv", EVALUATIONS_HEADER, self.drops, base_step
@@ -130,15 +114,10 @@ class Recorder:
             self.drops.attempt(leftover.unlink)
         # A result of an earlier session would pass for this one's, were this one killed.
         self.drops.attempt((self._folder / "result.json").unlink, True)
-        self._write_json(
-            "config.json",
-            {
-                "settings": self._config.to_dict(),
-                "environment": self._env_info,
-                "versions": versions(),
-                "git_revision": git_revision(),
-            },
-        )
+        made_with = {"versions": versions(), "git_revision": git_revision()}
+        settings = {"settings": self._config.to_dict(), "environment": self._env_info}
+        about = plain(settings | made_with)
+        self.drops.attempt(replace_json, self._folder / "config.json", about)
         self.event("start", pid=os.getpid(), step=self._base_step)
         self._display = display(self._console)
 
@@ -150,7 +129,7 @@ class Recorder:
         if self._board is None:
             is_first = not any(self._folder.glob("events.out.*"))
             purge_step = None if is_first else self._base_step + 1
-            self._board = self.drops.attempt(Board.open, self._folder, purge_step)
+            self._board = self.drops.attempt(Board, self._folder, purge_step)
             if self._board is not None:
                 settings = self._config.flat()
                 self.drops.attempt(self._board.introduce, settings, self._base_step)
@@ -164,64 +143,40 @@ class Recorder:
         tags: Mapping[str, float | None],
         worker_fps: Sequence[float] = (),
     ) -> None:
-        """One row of metrics.csv and its points in TensorBoard; tags from `metrics.GLOBAL_TAGS`.
+        """One row of metrics.csv and its points in TensorBoard; tags from `GLOBAL_TAGS`.
 
         The eval/ columns repeat the last evaluation; its own point was plotted when it came.
         """
         times = {"step": step, "wall_s": wall_s, "cpu_s": cpu_s}
-        self._metrics.write({**tags, **self._evaluation, **times})
+        self._metrics.write({**tags, **self.scores, **times})
         workers = {f"async/worker_{k}/fps": fps for k, fps in enumerate(worker_fps)}
         self._plot(Board.scalars, {**tags, **workers}, step)
-        self._status = replace(
-            self._status, training_return=finite(tags.get("rollout/ep_rew_mean"))
-        )
+        self._status.training_return = finite(tags.get("rollout/ep_rew_mean"))
 
     def evaluation(self, scores: Evaluation, wall_s: float, cpu_s: float) -> None:
         """One row of evaluations.csv, its points at the step of the snapshot, and an event."""
-        row = {
-            "step": scores.step,
-            "wall_s": wall_s,
-            "cpu_s": cpu_s,
-            "episodes": scores.episodes,
-            "mean": scores.mean,
-            "std": scores.std,
-            "min": scores.min,
-            "max": scores.max,
-        }
-        self._evaluations.write(row)
-        self._evaluation = {
+        self._evaluations.write({**vars(scores), "wall_s": wall_s, "cpu_s": cpu_s})
+        self.scores = {
             "eval/mean_reward": scores.mean,
             "eval/mean_ep_length": scores.mean_length,
         }
-        self._plot(Board.scalars, self._evaluation, scores.step)
-        mean = finite(scores.mean)
-        self.event("evaluation", step=scores.step, episodes=scores.episodes, mean=mean)
-        step = max(self._status.step, scores.step)
-        self._status = replace(self._status, step=step, evaluation=mean, playing=None)
+        self._plot(Board.scalars, self.scores, scores.step)
+        self.event("evaluation", step=scores.step, episodes=scores.episodes, mean=scores.mean)
+        self._status.step = max(self._status.step, scores.step)
+        self._status.evaluation, self._status.playing = finite(scores.mean), None
         self._show(now=True)
 
     def progress(
         self, step: int, total: int, fps: float, playing: tuple[int, int, float] | None = None
     ) -> None:
         """Show global steps done, the budget, and global steps per second; see `Status`."""
-        self._status = replace(self._status, step=step, total=total, fps=fps, playing=playing)
+        self._status.step, self._status.total = step, total
+        self._status.fps, self._status.playing = fps, playing
         self._show()
-
-    def event(
-        self,
-        event: str,
-        role: str = "supervisor",
-        index: int | None = None,
-        pid: int | None = None,
-        cause: str | None = None,
-        **extra: Any,
-    ) -> None:
-        """One line of events.jsonl."""
-        self._events.write(event, role, index, pid, cause, **extra)
 
     def warn(self, text: str) -> None:
         """Say it on stderr (above the bar, where there is one), in events.jsonl, in TensorBoard."""
-        _print_warning(text)
+        print_warning(text)
         self.event("warning", cause=text)
         self._plot(Board.text, "warnings", text, self._status.step)
 
@@ -234,7 +189,7 @@ class Recorder:
         if unknown:
             raise KeyError(f"not a key of result.json: {sorted(unknown)}")
         whole = plain({key: result.get(key) for key in RESULT_KEYS})
-        self._write_json("result.json", whole)
+        self.drops.attempt(replace_json, self._folder / "result.json", whole)
         if self._display is not None:
             self.drops.attempt(self._display.close)
             print_line(_closing_line(whole, self.clock is time.monotonic))
@@ -264,11 +219,8 @@ class Recorder:
 
     def _show(self, now: bool = False) -> None:
         if self._display is not None:
-            self._display.show(replace(self._status, elapsed_s=self.wall_s), now)
-
-    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        text = json.dumps(plain(value), indent=2)
-        self.drops.attempt(replace_file, self._folder / name, f"{text}\n".encode())
+            self._status.elapsed_s = self.wall_s
+            self._display.show(self._status, now)
 
 
 def _closing_line(result: Mapping[str, Any], is_real: bool = True) -> str:
@@ -281,8 +233,3 @@ def _closing_line(result: Mapping[str, Any], is_real: bool = True) -> str:
     scores = "final parameters not scored" if final is None else f"final score {score(final)}"
     scores += "" if best is None else f", best {score(best)}"
     return f"{ended.format_map(result)}{steps}: {scores}"
-
-
-def _print_warning(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # stderr may be closed
-        print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -28,12 +28,8 @@ class Reporter:
         recorder: Recorder,
         callback: Callback | None,
     ):
-        self.run_spec, self.store, self.recorder, self.callback = (
-            run_spec,
-            store,
-            recorder,
-            callback,
-        )
+        self.run_spec, self.store = run_spec, store
+        self.recorder, self.callback = recorder, callback
         self.steps_per_second = 0.0
         self.worker_speeds: list[float] | None = None  # steps/s, None before the first steps
         self.stop_wanted = False  # by the callback
@@ -45,7 +41,7 @@ class Reporter:
         self._exploration = run_spec.exploration
         self._faults_before = store.total(ENV_ERRORS)
         self._fault = ""
-        self._final_from: float | None = None
+        self.final_from: float | None = None  # when the final evaluation began, while it goes on
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take in what one worker did: sums over its updates, finished episodes, a fault."""
@@ -80,13 +76,9 @@ class Reporter:
         self.progress()
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """Give the callback a score."""
-        scores = {
-            "eval/mean_reward": evaluation.mean,
-            "eval/mean_ep_length": evaluation.mean_length,
-        }
+        """Give the callback a score that was just recorded."""
         counts = {"eval/episodes": evaluation.episodes, "eval/confirmed": evaluation.confirmed}
-        self._tell({"step": evaluation.step, **scores, **counts})
+        self._tell({"step": evaluation.step, **self.recorder.scores, **counts})
 
     def _tell(self, report: Mapping[str, float]) -> None:
         if self.callback is not None and not self.stop_wanted:
@@ -94,17 +86,13 @@ class Reporter:
 
     def begin_final(self) -> None:
         """From now on the progress is that of the final evaluation."""
-        self._final_from = self.recorder.session_s
-
-    def end_final(self) -> None:
-        """It is there."""
-        self._final_from = None
+        self.final_from = self.recorder.session_s
 
     def progress(self) -> None:
         """Show how far the run is now."""
         config, playing = self.run_spec.config, None
-        if self._final_from is not None:
-            seconds = self.recorder.session_s - self._final_from
+        if self.final_from is not None:
+            seconds = self.recorder.session_s - self.final_from
             playing = self.store.total(FINISHED), config.evaluation.eval_episodes, seconds
         self.recorder.progress(self.store.steps, config.run.steps, self.steps_per_second, playing)
 

@@ -1,26 +1,18 @@
 """Resuming: the checkpoint to go on from, and its run's settings merged with those given now."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from async_dqn.config.config import SECTIONS, Config, UserError
+from async_dqn.config.config import SETTINGS, Config, UserError
 from async_dqn.config.presets import PER_SESSION
 from async_dqn.runs import checkpoint
 from async_dqn.runs.checkpoint_format import COUNTERS
 
-# Settings that fix what the checkpoint's tensors mean.
+# Settings that, as all of the network's, fix what the checkpoint's tensors mean.
 FIXED = (
-    "environment.env",
-    "environment.env_arg",
-    "environment.wrap",
-    "environment.action_bins",
-    "environment.image_size",
-    "environment.image_codes",
-    "environment.action_masks",
-    "optimizer.optimizer",
+    *("env", "env_arg", "wrap", "action_bins", "image_size", "image_codes", "action_masks"),
+    "optimizer",
 )
-FIXED_SECTIONS = ("network",)
 # What held for environments before there were such settings.
 UNKNOWN_THEN = {"image_size": None, "image_codes": "none", "action_masks": "none"}
 
@@ -41,20 +33,13 @@ def resumed(
     found = checkpoint.load(checkpoint.resolve(path, fall_back=automatic))
     stored = stored_config(found)
     _check_state(found)
-    merged, notes = {}, []
-    for section in SECTIONS:
-        old, new = getattr(stored, section), getattr(config, section)
-        values = {}
-        for field in dataclasses.fields(old):
-            name, mine = f"{section}.{field.name}", getattr(new, field.name)
-            keep = name not in explicit and field.name not in PER_SESSION
-            values[field.name] = getattr(old, field.name) if keep else mine
-            if not keep and field.name not in PER_SESSION and mine != getattr(old, field.name):
-                notes.append(_change(name, getattr(old, field.name), mine))
-        merged[section] = dataclasses.replace(old, **values)
-    config = Config(**merged, whole=stored.whole)
+    old, new = stored.by_name(), config.by_name()
+    given = [name for name in new if SETTINGS[name].dotted in explicit]
+    changed = [name for name in given if name not in PER_SESSION and new[name] != old[name]]
+    notes = [_change(name, old[name], new[name]) for name in changed]
+    config = stored.with_settings({name: new[name] for name in (*changed, *PER_SESSION)})
     if (config.at_once, config.parallel.envs) != (stored.at_once, stored.parallel.envs):
-        config = config.shared_out_anew({name.rpartition(".")[2] for name in explicit})
+        config = config.shared_out_anew(given)
     if found.step >= config.run.steps:
         notes.append(f"the budget of {config.run.steps} steps is already met; add --steps")
     return config, found, notes
@@ -62,14 +47,14 @@ def resumed(
 
 def _change(name: str, old: Any, new: Any) -> str:
     """One line for a setting that differs from the resumed run's; refuse what cannot differ."""
-    section, setting = name.split(".")
-    if name in FIXED or section in FIXED_SECTIONS:
-        option = "--" + setting.replace("_", "-")
+    about = SETTINGS[name]
+    if name in FIXED or about.section == "network":
         raise UserError(
-            f"checkpoint does not match: {setting} {old} vs {new}; start a new run or drop {option}"
+            f"checkpoint does not match: {name} {old} vs {new}; start a new run or drop "
+            f"{about.option}"
         )
     before, now = (f"{x:.6g}" if isinstance(x, float) else x for x in (old, new))
-    return f"{setting} changed from {before} to {now}"
+    return f"{name} changed from {before} to {now}"
 
 
 def stored_config(found: checkpoint.Checkpoint) -> Config:
@@ -84,10 +69,8 @@ def stored_config(found: checkpoint.Checkpoint) -> Config:
 def _check_state(found: checkpoint.Checkpoint) -> None:
     """Whether all is there that a run goes on from; counters that are there are sound."""
     state = found.state
-    for name in set(COUNTERS) - set(state):
-        raise _no_run(found, name)
     mark, factor = state.get("threshold_at", ()), state.get("lr_multiplier", 1.0)
-    sound = {
+    sound = {name: name in state for name in COUNTERS} | {
         "wall_s": _is_number(state.get("wall_s")),
         "best_mean": state.get("best_mean", ()) is None or _is_number(state.get("best_mean")),
         "threshold_at": mark is None
@@ -95,8 +78,8 @@ def _check_state(found: checkpoint.Checkpoint) -> None:
         "lr_multiplier": _is_number(factor) and 0 < factor <= 1,
         "env_info": isinstance(state.get("env_info", {}), dict),
     }
-    for name in sound:
-        if not sound[name]:
+    for name, is_sound in sound.items():
+        if not is_sound:
             raise _no_run(found, name)
 
 

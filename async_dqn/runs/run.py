@@ -22,7 +22,7 @@ from async_dqn.parameters.moments import Moments
 from async_dqn.processes.signals import write_stderr
 from async_dqn.runs import checkpoint as checkpoints
 from async_dqn.runs.checkpoint import Checkpoint, Tensors
-from async_dqn.runs.checkpoint_format import target_stem
+from async_dqn.runs.checkpoint_format import TOTALS, target_stem
 from async_dqn.runs.folder import RunFolder, cap_logs
 from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.reporter import Callback, Reporter
@@ -32,17 +32,11 @@ from async_dqn.workers.records import Evaluation
 from async_dqn.workers.run_spec import RunSpec
 
 # Counters that cumulate over the sessions of a run, by their names in state.json.
-TOTALS = {
-    "steps": STEPS,
-    "updates": UPDATES,
-    "episodes": EPISODES,
-    "skipped_updates": SKIPPED,
-    "env_errors": ENV_ERRORS,
-    "cpu_ns": CPU_NS,
-}
+WORDS = dict(zip(TOTALS, (STEPS, UPDATES, EPISODES, SKIPPED, ENV_ERRORS, CPU_NS), strict=True))
 FRESH_SHARE = 0.1  # of a run's steps; those that are stepped as one batch cost far less
 RETRY_SECONDS = 60.0  # after a checkpoint that could not be saved
 DONE, THRESHOLD, STOPPED = "budget reached", "threshold reached", "stopped"
+Best = tuple[int, torch.Tensor, Evaluation]  # step, parameters, their score
 
 
 class Run:
@@ -64,7 +58,8 @@ class Run:
         self.block["multipliers"][:] = 1.0
         self.best: float | None = None
         self.final: Evaluation | None = None
-        self.fresh_mean: float | None = None  # of the same, on episodes that selected nothing
+        # Of the same, on episodes that selected nothing; with it the run is scored.
+        self.fresh_mean: float | None = None
         self.reached: Evaluation | None = None
         self.threshold_at: tuple[float, int] | None = None  # (seconds, step)
         self.startup_s: float | None = None
@@ -73,10 +68,10 @@ class Run:
         self.rolled_back = False
         # A slow disk must not keep leases from the workers: one thread writes, in the order asked.
         self.writer = ThreadPoolExecutor(1, "checkpoints")
-        self._saves: deque[tuple[Future, tuple[str, ...], Evaluation | None]] = deque()
+        self._saves: deque[tuple[Future, tuple[str], Evaluation | None]] = deque()
         self._save_at = math.inf  # when the live block is to be saved
         self.unsaved = ""  # why the last checkpoint was not
-        self._unsaved_best: tuple[int, torch.Tensor, Evaluation] | None = None
+        self._unsaved_best: Best | None = None
         self.first_incarnation = 0
         self._refreshes_before = 0
         # Serial mode stores replay memory too; elsewhere it is the workers' own and starts empty.
@@ -107,7 +102,7 @@ class Run:
         if time.monotonic() >= self._save_at and not self._saves:
             self._save_at = math.inf
             self._save_best()
-            self.checkpoint(("latest",))
+            self.checkpoint()
 
     def checkpoint_due(self) -> bool:
         """Whether the step count crossed a multiple of `--checkpoint-every`."""
@@ -119,7 +114,7 @@ class Run:
         """Write down a score; keep the parameters that made it if they are the best."""
         wall_s = self.recorder.wall_s
         if evaluation.final:
-            self.reporter.end_final()
+            self.reporter.final_from = None
         self.reporter.progress()
         if evaluation.fresh:
             self.fresh_mean = evaluation.mean
@@ -143,25 +138,9 @@ class Run:
             self.reached, self._decisive = evaluation, snapshot
 
     @property
-    def final_evaluated(self) -> bool:
-        """Whether the final parameters have the score that was to be."""
-        return self.fresh_mean is not None
-
-    @property
-    def target_refreshes(self) -> int:
-        """How often the target network was published, over all sessions."""
-        return self._refreshes_before + self.store.target.sequence
-
-    @property
     def cpu_s(self) -> float:
         """CPU seconds of all processes of the run, over all its sessions."""
         return self.store.total(CPU_NS) / 1e9 + self.recorder.session_cpu_s
-
-    @property
-    def overhead_cpu_s(self) -> float:
-        """CPU seconds of this session that were no worker's: of evaluations and of the trainer."""
-        evaluating = self.store.slots[self.run_spec.config.parallel.workers : -1, CPU_NS]
-        return float(evaluating.sum()) / 1e9 + self.recorder.session_cpu_s
 
     def finish(self, status: str | None = None, cause: str | None = None) -> None:
         """After the workers stopped: final checkpoint, last report, result.json."""
@@ -172,13 +151,13 @@ class Run:
         status, self.cause = status or DONE, cause
         self.reporter.report(self.cpu_s, self.restarts, self.retired)
         self._settle(wait=True)
-        self.checkpoint(("latest",))
+        self.checkpoint()
         self._settle(wait=True)
         lost = self.unsaved
         self._save_best()
         self._settle(wait=True)
         self.unsaved = lost or self.unsaved
-        self.recorder.event("stop", role="supervisor", cause=cause or status)
+        self.recorder.event("stop", cause=cause or status)
         self.recorder.result(self._result(status))
 
     def take_decisive(self) -> None:
@@ -205,18 +184,13 @@ class Run:
         path = checkpoints.marked(self.folder.checkpoints, "latest")
         return path.name if path else "none"
 
-    def checkpoint(
-        self,
-        marks: tuple[str, ...],
-        step: int | None = None,
-        model: torch.Tensor | None = None,
-        evaluation: Evaluation | None = None,
-    ) -> None:
-        """Save the live block, or with `model` those parameters in place of theta.
+    def checkpoint(self, best: Best | None = None) -> None:
+        """Save the live block, or with `best` those parameters in place of theta.
 
         They are copied now and written by a thread; serial mode waits for it.
         """
-        step = self.store.steps if step is None else step
+        step, model, evaluation = best or (self.store.steps, None, None)
+        marks = ("latest" if best is None else "best",)
         save = self.writer.submit(
             checkpoints.save,
             self.folder.checkpoints,
@@ -225,7 +199,6 @@ class Run:
             self._state(step),
             marks,
             self.run_spec.config.run.keep_checkpoints,
-            replace=True,
         )
         self._saves.append((save, marks, evaluation))
         self._settle(wait=self.run_spec.config.parallel.mode == "serial")
@@ -248,41 +221,33 @@ class Run:
             elif evaluation is not None:
                 self._save_best()  # a better one came meanwhile
             score = {} if evaluation is None else {"mean": evaluation.mean}
-            names = {"path": path.name, "marks": marks}
-            self.recorder.event("checkpoint", role="supervisor", **names, **score)
+            self.recorder.event("checkpoint", path=path.name, marks=marks, **score)
 
     def _save_best(self) -> None:
         """Save the best parameters if that is still to be done, as after a disk was full."""
         under_way = any(evaluation is not None for *_, evaluation in self._saves)
         if self._unsaved_best is not None and not under_way:
-            self.checkpoint(("best",), *self._unsaved_best)
+            self.checkpoint(self._unsaved_best)
 
     def _tensors(self, model: torch.Tensor | None) -> Tensors:
-        net = self.network.net
-        replay = {}
-        if model is None and self.replay_arrays is not None:
-            replay = {"replay": self.replay_arrays()}
-        moments = {k: m.rows.copy().view(np.int64) for k, m in self._moments().items()}
-        return {
-            **replay,
-            **({"moments": moments} if moments else {}),
+        net, size = self.network.net, len(self.network.vector)
+        target = torch.zeros(self.run_spec.target_rule.networks * size)
+        self.store.target.read(target)
+        files = {
             "model": named_tensors(net, self.store.theta if model is None else model),
-            **self._named_targets(),
+            **{target_stem(k): named_tensors(net, v) for k, v in enumerate(target.split(size))},
             "optimizer": {n: row.numpy().copy() for n, row in self._optimizer_rows().items()},
         }
+        if moments := self._moments():
+            files["moments"] = {k: m.rows.copy().view(np.int64) for k, m in moments.items()}
+        if model is None and self.replay_arrays is not None:
+            files["replay"] = self.replay_arrays()
+        return files
 
     def _moments(self) -> dict[str, Moments]:
         """What there is of running moments, by name."""
         both = {"inputs": self.store.moments.inputs, "returns": self.store.moments.returns}
         return {name: moments for name, moments in both.items() if moments.rows.size}
-
-    def _named_targets(self) -> Tensors:
-        """The networks of the target, each a file of its own."""
-        size = len(self.network.vector)
-        kept = torch.zeros(self.run_spec.target_rule.networks * size)
-        self.store.target.read(kept)
-        net = self.network.net
-        return {target_stem(k): named_tensors(net, v) for k, v in enumerate(kept.split(size))}
 
     def _optimizer_rows(self, workers: int | None = None) -> dict[str, torch.Tensor]:
         """Views [P] of the optimiser's state by name: row_K, or worker_W.row_K if not shared.
@@ -294,16 +259,17 @@ class Run:
 
     def _state(self, step: int) -> dict[str, Any]:
         """All that a resumed run needs beside the tensors."""
-        totals = {name: self.store.total(word) for name, word in TOTALS.items()}
+        totals = {name: self.store.total(word) for name, word in WORDS.items()}
         totals |= {"steps": step, "cpu_ns": int(self.cpu_s * 1e9)}
-        incarnation = self.first_incarnation + 1 + self.restarts
+        workers = self.run_spec.config.parallel.workers
+        evaluating = float(self.store.slots[workers:-1, CPU_NS].sum())
         return {
             **totals,
             "target_step": self.store.target.step,
-            "target_refreshes": self.target_refreshes,
-            "overhead_cpu_s": self.overhead_cpu_s,
+            "target_refreshes": self._refreshes_before + self.store.target.sequence,
+            "overhead_cpu_s": evaluating / 1e9 + self.recorder.session_cpu_s,  # no worker's
             "restarts": self.restarts,
-            "next_incarnation": incarnation,
+            "next_incarnation": self.first_incarnation + 1 + self.restarts,
             "wall_s": self.recorder.wall_s,
             "lr_multiplier": self.store.learning_rate_multiplier,
             "best_mean": self.best,
@@ -330,11 +296,10 @@ class Run:
         self.store.target.publish(torch.cat(kept), state["target_step"])
         for name, moments in self._moments().items():
             moments.restore(checkpoint.tensors["moments"][name].view(np.float64))
-        for name, word in TOTALS.items():
+        for name, word in WORDS.items():
             self.store.slot[word] = state[name]
-        if (
-            stored.optimizer.lr == self.run_spec.config.optimizer.lr
-        ):  # a new one holds as it is given
+        # A new learning rate holds as it is given.
+        if stored.optimizer.lr == self.run_spec.config.optimizer.lr:
             self.block["multipliers"][0] = state.get("lr_multiplier", 1.0)
             self.rolled_back = self.store.learning_rate_multiplier < 1
         self.best = state["best_mean"]

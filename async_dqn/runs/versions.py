@@ -1,5 +1,6 @@
 """What a run was made with: versions of this program and its libraries, revision of the code."""
 
+import contextlib
 import functools
 import platform
 import subprocess
@@ -24,15 +25,11 @@ def git_revision() -> str | None:
     return done.stdout.strip() or None
 
 
+@functools.cache  # every checkpoint asks
 def versions() -> dict[str, str | None]:
     """Versions of Python, of this program and of the libraries (None: not installed)."""
-    own = {"python": platform.python_version(), "async_dqn": async_dqn.__version__}
-    return {**own, **{name: _version(name) for name in LIBRARIES}}
-
-
-@functools.cache  # every checkpoint asks
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    found: dict[str, str | None] = dict.fromkeys(LIBRARIES)
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return {"python": platform.python_version(), "async_dqn": async_dqn.__version__, **found}

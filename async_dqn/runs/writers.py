@@ -13,7 +13,9 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+import numpy as np
 
 from async_dqn.runs.durable import Lines, replace_file
 
@@ -98,17 +100,33 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-class EventLog:
+class LogFile:
+    """A file of records, written as far as the disk takes them."""
+
+    def __init__(self, drops: BestEffort, open_lines: Callable[..., Lines], *args: Any) -> None:
+        self._drops = drops
+        self._lines: Lines | None = drops.attempt(open_lines, *args)
+
+    def _append(self, data: bytes) -> None:
+        if self._lines is not None:
+            self._drops.attempt(self._lines.append, data)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._lines is not None:
+            self._lines.close()
+
+
+class EventLog(LogFile):
     """events.jsonl: one JSON object per line; `time` is in seconds since the epoch."""
 
     def __init__(self, path: Path, drops: BestEffort) -> None:
-        self._drops = drops
-        self._lines: Lines | None = drops.attempt(Lines, path)
+        super().__init__(drops, Lines, path)
 
     def write(
         self,
         event: str,
-        role: str,
+        role: str = "supervisor",
         index: int | None = None,
         pid: int | None = None,
         cause: str | None = None,
@@ -117,43 +135,31 @@ class EventLog:
         """Append one event."""
         record = dict(event=event, role=role, index=index, pid=pid, cause=cause, **extra)
         line = json.dumps(plain({"time": round(time.time(), 3), **record}))
-        if self._lines is not None:
-            self._drops.attempt(self._lines.append, f"{line}\n".encode())
-
-    def close(self) -> None:
-        """Idempotent."""
-        if self._lines is not None:
-            self._lines.close()
+        self._append(f"{line}\n".encode())
 
 
-class CsvTable:
+class CsvTable(LogFile):
     """A CSV file with a fixed header whose first column is the global step."""
 
     def __init__(
         self, path: Path, header: Sequence[str], drops: BestEffort, up_to: int = 0
     ) -> None:
         """Open for appending after step `up_to`; later rows of a former attempt are dropped."""
-        self._header, self._drops = header, drops
-        self._lines: Lines | None = drops.attempt(self._open, path, up_to)
+        self._header = header
+        super().__init__(drops, self._open, path, up_to)
 
     def _open(self, path: Path, up_to: int) -> Lines:
-        rows: list[Mapping[str, Any]] = []
+        rows = [self._header]
         if path.exists() and not path.is_symlink():
             with path.open(newline="", encoding="utf-8", errors="replace") as file:
-                rows = [row for row in csv.DictReader(file) if _is_kept(row, up_to)]
-        replace_file(path, _csv(self._header, rows, with_header=True))
+                kept = [row for row in csv.DictReader(file) if _is_kept(row, up_to)]
+            rows += [[row.get(name, "") for name in self._header] for row in kept]
+        replace_file(path, _csv(rows))
         return Lines(path)
 
     def write(self, row: Mapping[str, float | None]) -> None:
         """Append one row; columns missing in `row`, NaN and infinity stay empty."""
-        if self._lines is not None:
-            cells = {name: _cell(name, row.get(name)) for name in self._header}
-            self._drops.attempt(self._lines.append, _csv(self._header, [cells]))
-
-    def close(self) -> None:
-        """Idempotent."""
-        if self._lines is not None:
-            self._lines.close()
+        self._append(_csv([[_cell(name, row.get(name)) for name in self._header]]))
 
 
 def _is_kept(row: Mapping[str, Any], up_to: int) -> bool:
@@ -162,14 +168,9 @@ def _is_kept(row: Mapping[str, Any], up_to: int) -> bool:
     return step.isdecimal() and int(step) <= up_to and None not in row.values()
 
 
-def _csv(
-    header: Sequence[str], rows: Iterable[Mapping[str, Any]], with_header: bool = False
-) -> bytes:
+def _csv(rows: Iterable[Sequence[str]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, header, restval="", extrasaction="ignore", lineterminator="\n")
-    if with_header:
-        writer.writeheader()
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
 
 
@@ -191,34 +192,28 @@ class Board:
     all, and logging goes on when the disk has room again.
     """
 
-    def __init__(self, lines: Lines) -> None:
-        """Internal: use `open`."""
-        self._lines = lines
-        self._told: set[str] = set()  # tags that are plotted, and described
-
-    @classmethod
-    def open(cls, folder: Path, purge_step: int | None = None) -> Self:
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         """Start a new events file; on resume TensorBoard forgets steps from `purge_step` on.
 
         Imports tensorboard (a quarter of a second). Raises OSError, ImportError.
         """
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
+        self._event, self._writer = Event, RecordWriter
+        self._told: set[str] = set()  # tags that are plotted, and described
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        board = cls(Lines(folder / name, text=False))
-        first = [Event(wall_time=time.time(), file_version="brain.Event:2")]
+        self._lines = Lines(folder / name)
+        first: list[dict[str, Any]] = [{"file_version": "brain.Event:2"}]
         if purge_step is not None:
-            restart = SessionLog(status=SessionLog.START)
-            first.append(Event(wall_time=time.time(), step=purge_step, session_log=restart))
-        board._append(first)
-        return board
+            first.append({"step": purge_step, "session_log": {"status": "START"}})
+        self._append(first)
 
     def introduce(self, settings: Mapping[str, Any], step: int) -> None:
         """The layout of the charts, and the settings as a text."""
-        from tensorboard.compat.proto.event_pb2 import Event
         from torch.utils.tensorboard.summary import custom_scalars
 
-        self._append([Event(wall_time=time.time(), step=step, summary=custom_scalars(LAYOUT))])
+        self._append([{"step": step, "summary": custom_scalars(LAYOUT)}])
         lines = [f"    {name} = {value}" for name, value in settings.items()]
         self.text("settings", "\n".join(lines), step)
 
@@ -227,73 +222,52 @@ class Board:
 
         And what only matters when it is not 0: async/ tags that have always been.
         """
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
-        entries = []
+        entries: list[Any] = []
         for tag, value in values.items():
             number = finite(value)
             idle = tag.startswith("async/") and not number and tag not in self._told
             if number is None or idle:
                 continue
             if tag in GLOBAL_TAGS and tag not in self._told:
-                entries.append(_described(tag, number))
+                # TensorBoard reads a description with tensors only, other readers plain numbers
+                # only: the first point is there as both.
+                with np.errstate(over="ignore"):  # to infinity: it has float32
+                    entries += scalar_pb(tag, number, GLOBAL_TAGS[tag]).value
             self._told.add(tag)
-            entries.append(Summary.Value(tag=tag, simple_value=number))
-        summary = Summary(value=entries)
-        self._append([Event(wall_time=time.time(), step=step, summary=summary)])
+            entries.append({"tag": tag, "simple_value": number})
+        self._append([{"step": step, "summary": {"value": entries}}])
 
     def text(self, tag: str, text: str, step: int) -> None:
         """A line of text at the global step `step`."""
-        from tensorboard.compat.proto.event_pb2 import Event
         from torch.utils.tensorboard.summary import text as summary_of
 
-        self._append([Event(wall_time=time.time(), step=step, summary=summary_of(tag, text))])
+        self._append([{"step": step, "summary": summary_of(tag, text)}])
 
     def hparams(
         self, settings: Mapping[str, Any], results: Mapping[str, float | None], step: int
     ) -> None:
         """The HPARAMS entry of this run; once, at the end, when the `results` are known."""
-        from tensorboard.compat.proto.event_pb2 import Event
         from torch.utils.tensorboard.summary import hparams
 
-        plain = {
+        shown = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in settings.items()
         }
         known = {tag: value for tag, value in results.items() if finite(value) is not None}
-        now = time.time()
-        self._append(
-            Event(wall_time=now, step=step, summary=summary) for summary in hparams(plain, known)
-        )
+        self._append({"step": step, "summary": summary} for summary in hparams(shown, known))
         self.scalars(known, step)
 
-    def _append(self, events: Iterable[Any]) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
+    def _append(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Write events, given by their fields."""
         records = io.BytesIO()
-        writer = RecordWriter(records)
-        for event in events:
+        writer = self._writer(records)
+        for fields in events:
+            event = self._event(wall_time=time.time(), **fields)
             writer.write(event.SerializeToString())
         self._lines.append(records.getvalue())
 
     def close(self) -> None:
         """Idempotent."""
         self._lines.close()
-
-
-def _described(tag: str, number: float) -> Any:
-    """The first point of a tag with its description, which TensorBoard reads in tensors only.
-
-    The same point follows as a plain number, in whose place it is: other readers know only those.
-    """
-    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary, SummaryMetadata
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto
-
-    about = SummaryMetadata(
-        plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"),
-        summary_description=GLOBAL_TAGS[tag],
-        data_class=DATA_CLASS_SCALAR,
-    )
-    tensor = TensorProto(dtype="DT_FLOAT", float_val=[number])
-    return Summary.Value(tag=tag, metadata=about, tensor=tensor)

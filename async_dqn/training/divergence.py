@@ -43,7 +43,7 @@ def roll_back(run: Run, allowed: bool = True) -> None:
         f"gradients were not finite {IN_A_ROW} times in a row by step {step:,}; back to the "
         f"parameters of step {since:,} with half the learning rate"
     )
-    run.checkpoint(("latest",))
+    run.checkpoint()
 
 
 def _last_good(run: Run) -> tuple[torch.Tensor, int]:

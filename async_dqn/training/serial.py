@@ -93,7 +93,7 @@ class SerialTrainer:
         if before // self.eval_every < steps // self.eval_every and steps < self.budget:
             self._evaluate()
         if self.run_.checkpoint_due():
-            self.run_.checkpoint(("latest",))
+            self.run_.checkpoint()
             self._reset()
         self.run_.turn()
 

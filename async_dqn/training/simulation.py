@@ -7,7 +7,6 @@ So does an evaluation, on cores of its own: the score counts when it would be th
 """
 
 import heapq
-import json
 from collections import deque
 from collections.abc import Generator
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from async_dqn.config.scaling import evaluation_processes
 from async_dqn.evaluation.evaluator import Evaluator
 from async_dqn.parameters.layout import STEPS
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.runs.durable import replace_file
+from async_dqn.runs.durable import replace_json
 from async_dqn.runs.reporter import REPORT_SECONDS
 from async_dqn.runs.run import Run
 from async_dqn.training.calibration import measure
@@ -174,8 +173,7 @@ class SimulationTrainer(SerialTrainer):
             "push_bytes": self.push_bytes,
             "times": asdict(self.times),
         }
-        path, text = self.run_.folder.path / "simulation.json", json.dumps(model, indent=2)
-        recorder.drops.attempt(replace_file, path, f"{text}\n".encode())
+        recorder.drops.attempt(replace_json, self.run_.folder.path / "simulation.json", model)
         if not self.run_.run_spec.config.run.quiet:
             times = ", ".join(f"{name}={value:.3g}" for name, value in asdict(self.times).items())
             print(

@@ -300,7 +300,7 @@ class Supervisor:
         self.store.control[EVALUATOR_ORDER] = order
         self.run_.reporter.begin_final()
         begun = time.monotonic()
-        while not self.signals.received and not self.run_.final_evaluated:
+        while not self.signals.received and self.run_.fresh_mean is None:
             if not self.evaluator.alive and self.evaluator.restart_at is None:
                 return
             self._wait(SHORT_TICK_SECONDS)
