@@ -15,7 +15,7 @@ BY_KIND = PRESET_FILES / "by_kind"
 SLOW_S = 0.002  # a step that takes longer is worth learning from many times
 FEW_STEPS = 100_000  # so small a budget too
 KINDS = {  # by what observations are, what the settings are for
-    "table": "a table: observations are numbered states",
+    "table": "numbered states",
     "vector": "vectors, normalised by their running mean and deviation",
     "image": "images",
     "parts": "observations of several parts",

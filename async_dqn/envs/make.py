@@ -128,10 +128,12 @@ def _check_evaluation(spec: EnvSpec, seen: EnvInfo) -> None:
 
 
 def _is_counted(space: spaces.Space) -> bool:
-    """Whether observations are numbered states, with or without masks."""
+    """Whether observations are numbered states, one or several, with or without masks."""
     if isinstance(space, spaces.Dict):
-        return all(isinstance(space[key], spaces.Discrete) for key in space if key != MASK)
-    return isinstance(space, spaces.Discrete)
+        return all(_is_counted(space[key]) for key in space if key != MASK)
+    if isinstance(space, spaces.Tuple):
+        return all(map(_is_counted, space.spaces))
+    return isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
 
 
 def _time_of_a_step(batch: EnvBatch, obs: np.ndarray) -> float:
