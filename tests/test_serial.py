@@ -205,4 +205,4 @@ def test_what_differs_and_a_limit_that_nobody_gave_are_told(tmp_path, capsys, gi
     assert "lr=0.00142857," in said and "seed=" in said and "network=auto" not in said
     assert not any(name in said for name in ("gamma", "hang_timeout", "epsilon_final"))
     lines = said.splitlines()
-    assert len(lines) < 10 and max(map(len, lines)) <= 100
+    assert len(lines) < 16 and max(map(len, lines)) <= 100
