@@ -22,6 +22,7 @@ KINDS = {  # by what observations are, what the settings are for
 }
 SCARCE = "scarce"
 IMAGE_UPDATE_S = 0.01  # about, of a batch through convolutions on one core
+LARGE_SIDE = 36  # pixels of the shorter side
 ANNEALED = 0.2  # share of the budget after which exploration has fallen
 
 
@@ -44,8 +45,12 @@ def by_environment(
         preset = read_preset(BY_KIND / f"{kind}.toml")
         so_far = {name: found[name] for name in found.keys() - preset.settings.keys()}
         found = merge(found, preset.for_choices({**so_far, **chosen}))
+    if min(_sides(info)) >= LARGE_SIDE:
+        found["network"] = (
+            "nips"  # `auto` has one with a first layer of stride 1: ten times the work
+        )
     found.setdefault("epsilon_steps", max(1, int(ANNEALED * now["steps"])))
-    if SCARCE in kinds and info.kind != "vector":
+    if SCARCE in kinds and max(_sides(info)):
         # Learning is to take about the time of acting, from one update for 8 steps to one for each.
         found["epochs"] = min(
             found["epochs"], max(1, round(found["epochs"] * info.step_s / IMAGE_UPDATE_S))
@@ -55,6 +60,12 @@ def by_environment(
     config = config.shared_out_anew(given, {**open_to_it, **FIXED})
     check_acts(chosen, config.by_name(), known=SETTINGS)
     return config, reasons
+
+
+def _sides(info: Any) -> list[int]:
+    """Of all images, or 0."""
+    shapes = [info.observation_shape, *(part.shape for part in info.parts)]
+    return [side for shape in shapes if len(shape) == 3 for side in shape[1:]] or [0]
 
 
 def _kinds(info: Any, steps: int, chosen: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -61,7 +61,7 @@ __all__ = [
     "probe",
 ]
 
-LOOKS, STEPS_A_LOOK, LOOKING_S = 10, 20, 0.3  # at the time of a step, whichever comes first
+LOOKS, STEPS_A_LOOK, LOOKING_S = 4, 4, 0.3  # at the time of a step, whichever comes first
 FEW = 2  # up to here a loop takes less time than NumPy does (CartPole: 19 and 40 us for two)
 KEEP_STATISTICS = (NormalizeObservation, NormalizeReward)
 ATARI_OURS = ("life_loss_info", "episodic_life", "reward_clipping", "autoreset_mode", "batch_size")
