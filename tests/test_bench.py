@@ -247,7 +247,7 @@ def test_a_speed_is_with_evaluations_only_if_asked(evaluation):
         runs.append(run)
         return Supervisor(run)
 
-    assert throughput.throughput(settings, 1.0, trainer=trainer, evaluation=evaluation) > 0
+    assert throughput.trainer_speed(settings, 1.0, trainer=trainer, evaluation=evaluation).wall > 0
     assert (runs[0].best is not None) == evaluation
 
 

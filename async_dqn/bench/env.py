@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
@@ -55,9 +55,8 @@ def run(argv: Sequence[str]) -> int:
         size = f"{workers} x {count}"
         rows.append((env, size, *(spread(each, ",.0f") for each in figures.values())))
         results.append({"env": env, "workers": workers, "environments": count, **figures})
-    caption = "Environments alone, random actions, no network"
     repetitions = f"{options.pairs} repetitions of {options.seconds:g} s"
-    present(f"{caption}: {repetitions}", HEADER, rows)
+    present(f"Environments alone, random actions, no network: {repetitions}", HEADER, rows)
     save(options.json, "env", results)
     return 0
 
@@ -81,10 +80,8 @@ def environment_speed(config: Config, seconds: float) -> Speed:
         try:
             for child in children:
                 child.pipe, end = spawn.context().Pipe(duplex=False)
-                seed, log = (config.run.seed, child.index), Path(folder, "log")
-                count = config.parallel.envs_per_worker
-                alone = Alone(spec, count, seed, seconds, end, ParentIdentity.here(), log)
-                child.start(step_alone, (alone,), end)
+                own = config, child.index, seconds, end, ParentIdentity.here(), Path(folder, "log")
+                child.start(step_alone, own, end)
             speeds = [_speed(child) for child in children]
             return Speed(sum(s.wall for s in speeds), fmean(s.cpu for s in speeds))
         finally:
@@ -101,30 +98,23 @@ def _speed(child: Child) -> Speed:
     return Speed(**record["speed"])
 
 
-@dataclass(frozen=True)
-class Alone:
-    """What a process needs that steps one worker's environments and nothing else."""
+def step_alone(
+    config: Config, index: int, seconds: float, end: Connection, parent: ParentIdentity, log: Path
+) -> None:
+    """Entry point of a process that steps one worker's environments and nothing else.
 
-    spec: EnvSpec
-    count: int
-    seed: tuple[int, ...]
-    seconds: float
-    pipe: Connection
-    parent: ParentIdentity
-    log: Path
-
-
-def step_alone(start: Alone) -> None:
-    """Entry point of such a process: it reports its speed and goes on until it is killed, so that
-    none has the machine to itself while others still measure."""
-    enter_child("async-dqn environments", start.parent, start.log)
-    pipe = RecordPipe(start.pipe)
+    It reports its speed and goes on until it is killed, so that none has the machine to itself
+    while others still measure.
+    """
+    enter_child("async-dqn environments", parent, log)
+    pipe = RecordPipe(end)
 
     def step() -> None:
-        batch = make.make_vector(start.spec, start.count, training=True)
-        taken = _steps(batch, np.random.default_rng(start.seed))
+        count = config.parallel.envs_per_worker
+        batch = make.make_vector(EnvSpec.of(config.environment), count, training=True)
+        taken = _steps(batch, np.random.default_rng((config.run.seed, index)))
         _count(taken, WARM_UP_S)
-        pipe.send({"speed": _count(taken, start.seconds)._asdict()})
+        pipe.send({"speed": _count(taken, seconds)._asdict()})
         while True:
             next(taken)
 
