@@ -8,12 +8,13 @@ import argparse
 import json
 import math
 import re
+import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from async_dqn.config.config import SECTIONS, SETTINGS, UserError
-from async_dqn.config.fields import Setting, check, did_you_mean, refuse
+from async_dqn.config.fields import Setting, check, did_you_mean, one_line, refuse
 from async_dqn.config.scaling import AUTO, FOLLOWING, REFERENCE
 
 WHOLE = re.compile(r"[+-]?\d+(_\d+)*", re.ASCII)
@@ -29,6 +30,17 @@ METAVARS_BY_NAME = {
     "resume": "RUN|auto",
     "image_codes": "auto|none|N",
 }
+
+
+def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
+    """Its exit code with `argv` (None: `sys.argv[1:]`); a mistake is told in one line."""
+    try:
+        return command(sys.argv[1:] if argv is None else list(argv))
+    except UserError as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
 
 
 class Parser(argparse.ArgumentParser):
