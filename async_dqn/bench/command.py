@@ -35,9 +35,7 @@ class Options(SettingsSection):
     env: tuple[str, ...] = setting(("CartPole-v1",), "environment; may be repeated")
     pairs: int = setting(5, "repetitions, what is compared taking turns", within=COUNT)
     set: tuple[str, ...] = setting(
-        (),
-        "an option of every run, such as rollout-length=20; may be repeated",
-        default_words="none",
+        (), "an option of every run, such as rollout-length=20; may be repeated"
     )
     json: str | None = setting(None, "also write every figure there")
 

@@ -17,7 +17,8 @@ from statistics import fmean
 import numpy as np
 
 from async_dqn.bench.command import Speed, TimedOptions, present, save, spread
-from async_dqn.config.config import Config, UserError, usable_cores
+from async_dqn.config.config import Config, UserError
+from async_dqn.config.cores import usable_cores
 from async_dqn.envs import make
 from async_dqn.envs.masks import legal_actions
 from async_dqn.envs.spec import EnvSpec
@@ -77,11 +78,11 @@ def environment_speed(config: Config, seconds: float) -> Speed:
     spawn.preload(make.preload_modules(spec))
     children = [Child("environments", index) for index in range(steppers(config))]
     with tempfile.TemporaryDirectory() as folder:
+        common = seconds, ParentIdentity.here(), Path(folder, "log")
         try:
             for child in children:
                 child.pipe, end = spawn.context().Pipe(duplex=False)
-                own = config, child.index, seconds, end, ParentIdentity.here(), Path(folder, "log")
-                child.start(step_alone, own, end)
+                child.start(step_alone, (config, spec, child.index, end, *common), end)
             speeds = [_speed(child) for child in children]
             return Speed(sum(s.wall for s in speeds), fmean(s.cpu for s in speeds))
         finally:
@@ -99,7 +100,13 @@ def _speed(child: Child) -> Speed:
 
 
 def step_alone(
-    config: Config, index: int, seconds: float, end: Connection, parent: ParentIdentity, log: Path
+    config: Config,
+    spec: EnvSpec,
+    index: int,
+    end: Connection,
+    seconds: float,
+    parent: ParentIdentity,
+    log: Path,
 ) -> None:
     """Entry point of a process that steps one worker's environments and nothing else.
 
@@ -111,7 +118,7 @@ def step_alone(
 
     def step() -> None:
         count = config.parallel.envs_per_worker
-        batch = make.make_vector(EnvSpec.of(config.environment), count, training=True)
+        batch = make.make_vector(spec, count, training=True)
         taken = _steps(batch, np.random.default_rng((config.run.seed, index)))
         _count(taken, WARM_UP_S)
         pipe.send({"speed": _count(taken, seconds)._asdict()})

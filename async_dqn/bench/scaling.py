@@ -18,7 +18,8 @@ from async_dqn.bench.command import (
 )
 from async_dqn.bench.throughput import trainer_speed
 from async_dqn.compare.speedup import time_to_score
-from async_dqn.config.config import Config, UserError, usable_cores
+from async_dqn.config.config import Config, UserError
+from async_dqn.config.cores import usable_cores
 from async_dqn.config.fields import POSITIVE, SEED, Range, setting
 from async_dqn.runs.folder import env_folder
 

@@ -22,9 +22,7 @@ HEADER = (
 class Options(TimedOptions):
     """Those of `bench update`."""
 
-    env: tuple[str, ...] = setting(
-        (), "also measure as many as its network has; may be repeated", default_words="none"
-    )
+    env: tuple[str, ...] = setting((), "also measure as many as its network has; may be repeated")
     parameters: tuple[int, ...] = setting(
         (20_000, 1_700_000), "numbers of parameters", within=SIZES
     )
