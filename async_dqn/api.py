@@ -57,6 +57,13 @@ class AsyncDQN:
     cannot work.
     """
 
+    run: Path | None = None
+    _running: Run | None = None
+    _checkpoint: Path | None = None
+    _factory: Callable[..., gymnasium.Env] | None = None
+    _callback: Callback | Sequence[Callback] | None = None
+    _explicit: frozenset[str] = frozenset()
+
     @as_found()
     def __init__(
         self,
@@ -68,11 +75,8 @@ class AsyncDQN:
         name = env if isinstance(env, str) else EnvSpec(env).name
         make.check_env_id(env, settings.get("import_modules", ()))
         self._callback = callback
-        self._running: Run | None = None
         named, self._objects = bring({**settings, "env": name})
         self.config, self._explicit = resolve(named, objects=self._objects)
-        self.run: Path | None = None
-        self._checkpoint: Path | None = None
         self._build()
         torch.manual_seed(self.config.run.seed)
         self.network = FlatNetwork(self.run_spec.network(), gradient=False)
@@ -107,17 +111,10 @@ class AsyncDQN:
         asked = self._asked if self.run is None else self.config
         config = asked.with_settings(changes)  # what follows from the environment, from the budget
         explicit = self._explicit | {"run.steps"}
+        how = {"in_own_process": False, "trainer": self._watched, "objects": self._objects}
         before = self.run
         try:
-            outcome = training.train(
-                config,
-                explicit,
-                self._factory,
-                called,
-                in_own_process=False,
-                trainer=self._watched,
-                objects=self._objects,
-            )
+            outcome = training.train(config, explicit, self._factory, called, **how)
         except BaseException:
             self.run = before
             raise
@@ -257,23 +254,19 @@ class AsyncDQN:
         if unknown := objects.keys() - set(OPEN):
             raise UserError(f"{min(unknown)} is none of {either(OPEN)}; drop it")
         found = _found(path, which)
-        agent = cls.__new__(cls)
-        stored = stored_config(found)
+        agent, stored = cls.__new__(cls), stored_config(found)
         # A stored configuration is never trusted for imports.
         fresh = {"import_modules": tuple(import_modules), "run_name": None}
-        agent.config = stored.with_settings(fresh)
-        agent._explicit, agent._callback = frozenset(), None
-        agent._objects = objects
-        agent._running = None
-        if isinstance(env, str) and env != agent.config.environment.env:
-            other = {"env": env, "env_arg": {}, "max_episode_steps": None}
-            agent.config = agent.config.with_settings(other)
+        if not isinstance(env, str):
+            agent._factory = env
+        elif env != stored.environment.env:
+            fresh |= {"env": env, "env_arg": {}, "max_episode_steps": None}
             agent._explicit = frozenset({"environment.env"})
-        agent._factory = None if env is None or isinstance(env, str) else env
+        agent.config, agent._objects = stored.with_settings(fresh), objects
         agent.run = Path(path)
         missing = set(stored.environment.import_modules) - set(import_modules)
         try:
-            make.check_env_id(env or agent.config.environment.env, import_modules)
+            make.check_env_id(env or stored.environment.env, import_modules)
         except UserError as error:
             if not missing:
                 raise

@@ -8,26 +8,31 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 
+from async_dqn.config import presets
 from async_dqn.config.config import SETTINGS, UserError
+from async_dqn.config.defaults import by_environment
 from async_dqn.config.fields import did_you_mean, one_line
+from async_dqn.config.options import (
+    AUTO,
+    Parser,
+    parse_train,
+    parse_value,
+    run_command,
+    train_parser,
+)
 from async_dqn.processes.signals import leaving_at_once
 from async_dqn.processes.spawn import THREAD_VARIABLES
 
-INTERRUPTED = 130
+TABLES = ("presets", "algorithms", "networks", "runs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (default `sys.argv[1:]`) and return its exit code."""
     # The workers are the parallelism; set before anything reads them, and for the children.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        return _dispatch(sys.argv[1:] if argv is None else list(argv))
-    except UserError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return run_command(_dispatch, argv)
 
 
 def _say(text: str, end: str = "\n") -> None:
@@ -49,7 +54,8 @@ def _dispatch(argv: list[str]) -> int:
         hint = did_you_mean(command, COMMANDS) or f"; choose {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {command!r}{hint}")
     try:
-        return COMMANDS[command](rest)
+        run = COMMANDS[command]
+        return (resolve_name(run) if isinstance(run, str) else run)(rest)
     except SystemExit as done:  # argparse, after --help
         if done.code:
             raise
@@ -60,36 +66,35 @@ def _dispatch(argv: list[str]) -> int:
 @leaving_at_once()
 def train(argv: Sequence[str]) -> int:
     """Train with the settings in `argv`; see `--help`."""
-    from async_dqn.config.options import AUTO, parse_train
-    from async_dqn.config.presets import resolve, to_toml
-
     given = parse_train(argv)
     if given.pop("version", False):
-        return _print_version()
+        from async_dqn import __version__
+
+        _say(f"async_dqn {__version__}")
+        return 0
     sources = given.pop("config", None), given.pop("preset", None)
     is_printed = given.pop("print_config", False)
     auto = given.get("workers") == AUTO
     if auto:
         del given["workers"]
-    config, explicit = resolve(given, *sources)
+    config, explicit = presets.resolve(given, *sources)
     if is_printed and (auto or config.run.resume):
         raise UserError("--print-config goes with neither --workers auto nor --resume; drop one")
     if is_printed and config.environment.defaults == "fixed":
-        _say(to_toml(config))
+        _say(presets.to_toml(config))
         return 0
     from async_dqn.envs import make  # imports gymnasium: only now
 
     if is_printed:
-        from async_dqn.config.defaults import by_environment
-
         info = make.probe(make.EnvSpec.of(config.environment))
-        _say(to_toml(by_environment(config, explicit, info)[0]))
+        _say(presets.to_toml(by_environment(config, explicit, info)[0]))
         return 0
     make.check_env_id(config.environment.env, config.environment.import_modules)
     if auto:
         from async_dqn.bench.scaling import best_workers
 
-        config, explicit = resolve({**given, "workers": best_workers(given, sources)}, *sources)
+        given["workers"] = best_workers(given, sources)
+        config, explicit = presets.resolve(given, *sources)
     from async_dqn.training import training
 
     outcome = training.train(config, explicit)
@@ -98,32 +103,22 @@ def train(argv: Sequence[str]) -> int:
     return outcome.exit_code
 
 
-def _print_version() -> int:
-    from async_dqn import __version__
-
-    _say(f"async_dqn {__version__}")
-    return 0
-
-
 def evaluate(argv: Sequence[str]) -> int:
     """Print the greedy score of a run folder's best checkpoint, or of one checkpoint."""
-    from async_dqn.config.options import Parser, parse_value
-
     parser = Parser(prog="async-dqn evaluate", description=evaluate.__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder or checkpoint folder")
     parser.add_argument("--episodes", metavar="N", default="100", help="(default: 100)")
     parser.add_argument("--seed", metavar="N", help="(default: the run's; same episodes as best)")
-    which = {"metavar": "{best,latest}", "default": "best"}
-    parser.add_argument("--load", **which, help="of a run folder (default: best)")
-    modules = {"metavar": "MODULE", "action": "append", "dest": "import_modules"}
+    which = "of a run folder (default: best)"
+    parser.add_argument("--load", metavar="{best,latest}", default="best", help=which)
+    modules = {"metavar": "MODULE", "action": "append", "default": []}
     parser.add_argument("--import", **modules, help="module that registers the environment")
     given = parser.parse(argv)
     episodes = parse_value(SETTINGS["eval_episodes"], given["episodes"], "--episodes")
     seed = parse_value(SETTINGS["seed"], given["seed"]) if "seed" in given else None
     from async_dqn.api import AsyncDQN
 
-    modules = given.get("import_modules", ())
-    agent = AsyncDQN.load(given["run"], import_modules=modules, which=given["load"])
+    agent = AsyncDQN.load(given["run"], import_modules=given["import"], which=given["load"])
     mean, std = agent.evaluate(episodes=episodes, seed=seed)
     score = f"mean return {mean:.2f}, standard deviation {std:.2f}, {episodes} episodes"
     _say(f"{score}, {agent.playing}")
@@ -132,8 +127,6 @@ def evaluate(argv: Sequence[str]) -> int:
 
 def list_names(argv: Sequence[str]) -> int:
     """Print tables of presets, algorithms, networks and runs, or one of them."""
-    from async_dqn.config.options import Parser
-
     parser = Parser(prog="async-dqn list", description=list_names.__doc__)
     parser.add_argument("what", nargs="?", metavar="|".join(TABLES), help="(default: all)")
     parser.add_argument("--runs-dir", metavar="DIR", default="runs", help="(default: runs)")
@@ -143,20 +136,29 @@ def list_names(argv: Sequence[str]) -> int:
         raise UserError(f"list needs one of {', '.join(TABLES)}{did_you_mean(what, TABLES)}")
     tables = []
     for name in TABLES if what is None else [what]:
-        rows = _run_rows(given["runs_dir"]) if name == "runs" else TABLES[name]()
+        rows = _rows(name, Path(given["runs_dir"]))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         tables.append("\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows))
     _say("\n\n".join(tables))
     return 0
 
 
-def _run_rows(runs_dir: str = "runs") -> list[tuple[str, ...]]:
+def _rows(table: str, runs_dir: Path) -> list[tuple[str, ...]]:
+    if table == "runs":
+        return _run_rows(runs_dir)
+    if table == "presets":
+        return _preset_rows()
+    name = table.removesuffix("s")
+    return [(name, "what it is"), *SETTINGS[name].choices.items()]
+
+
+def _run_rows(runs_dir: Path) -> list[tuple[str, ...]]:
     from async_dqn.report.results import find_runs, quantity, read_run
     from async_dqn.runs.folder import is_locked
     from async_dqn.runs.progress import score
 
     rows: list[tuple[str, ...]] = [("run", "status", "steps", "last score")]
-    for path in find_runs(Path(runs_dir)):
+    for path in find_runs(runs_dir):
         try:
             run = read_run(path)
             found = one_line(run.status), quantity(run.totals["steps"]), score(run.final)
@@ -168,8 +170,6 @@ def _run_rows(runs_dir: str = "runs") -> list[tuple[str, ...]]:
 
 
 def _preset_rows() -> list[tuple[str, ...]]:
-    from async_dqn.config import presets
-
     rows: list[tuple[str, ...]] = [("preset", "environments", "algorithm", "steps")]
     for preset in map(presets.load, presets.names()):
         settings = preset.settings
@@ -180,35 +180,8 @@ def _preset_rows() -> list[tuple[str, ...]]:
     return rows
 
 
-def _choice_rows(name: str) -> list[tuple[str, ...]]:
-    return [(name, "what it is"), *SETTINGS[name].choices.items()]
-
-
-def bench(argv: Sequence[str]) -> int:
-    """Measure this machine; `bench --help` lists the benchmarks."""
-    from async_dqn import bench as benchmarks
-
-    return benchmarks.run(argv)
-
-
-def compare(argv: Sequence[str]) -> int:
-    """Run several methods on several seeds, and report."""
-    from async_dqn.compare import command as comparison
-
-    return comparison.compare(argv)
-
-
-def report(argv: Sequence[str]) -> int:
-    """Report on existing runs."""
-    from async_dqn.report import command as reporting
-
-    return reporting.report(argv)
-
-
 def completion(argv: Sequence[str]) -> int:
     """Print what completes `async-dqn` in a shell: commands, options of train and their choices."""
-    from async_dqn.config.options import Parser, train_parser
-
     parser = Parser(prog="async-dqn completion", description=completion.__doc__)
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     shell = parser.parse(argv)["shell"]
@@ -230,19 +203,12 @@ def completion(argv: Sequence[str]) -> int:
     return 0
 
 
-Command = Callable[[Sequence[str]], int]
-COMMANDS: dict[str, Command] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int] | str] = {  # or where to import it from
     "train": train,
     "evaluate": evaluate,
     "list": list_names,
-    "bench": bench,
-    "compare": compare,
-    "report": report,
+    "bench": "async_dqn.bench:run",
+    "compare": "async_dqn.compare.command:compare",
+    "report": "async_dqn.report.command:report",
     "completion": completion,
-}
-TABLES: dict[str, Callable[[], list[tuple[str, ...]]]] = {
-    "presets": _preset_rows,
-    "algorithms": lambda: _choice_rows("algorithm"),
-    "networks": lambda: _choice_rows("network"),
-    "runs": _run_rows,
 }

@@ -16,7 +16,7 @@ from async_dqn.processes.spawn import THREAD_VARIABLES
 os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # before torch is imported
 
 from async_dqn.bench.command import spread
-from async_dqn.bench.throughput import NEVER, throughput
+from async_dqn.bench.throughput import NEVER, trainer_speed
 from async_dqn.config.presets import resolve
 from async_dqn.training import training
 from benchmarks.scores import rows_of
@@ -64,7 +64,7 @@ def row(env: str, workers: int) -> str:
 
 def real(env: str, workers: int) -> float:
     """Global steps per second of an asynchronous run."""
-    return throughput({"env": env, "workers": workers}, REAL_SECONDS)
+    return trainer_speed({"env": env, "workers": workers}, REAL_SECONDS).wall
 
 
 def main() -> None:

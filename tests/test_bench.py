@@ -41,7 +41,7 @@ SMALL = ("--set", "workers=1", "--set", "envs-per-worker=4")
 FAULTY = ("--env", "Scripted/Faulty-v0", "--set", "import=scripted_ids", *SMALL)
 # Sleeping 10 ms in every step, environments in a loop cannot do more than a hundred a second.
 SLOW = (*FAULTY, *("--set", "env-arg=fault=sleep", "--set", "env-arg=every=true"))
-SLOW += ("--set", "env-arg=seconds=0.01")
+SLOW += ("--set", "env-arg=seconds=0.01", "--set", "defaults=fixed")
 
 
 def table(printed: str) -> dict[str, list[str]]:
@@ -143,7 +143,7 @@ def test_environments_alone_take_as_long_as_they_take(measure):
 
 
 def test_environments_that_break_are_no_measurement(tmp_path, capsys):
-    given = (*FAULTY, "--set", "env-arg=fault=exit", "--set", "env-arg=at_step=9")
+    given = (*FAULTY, "--set", "env-arg=fault=exit", "--set", "env-arg=at_step=500")
     assert cli.main(["bench", "env", *given]) == 2
     assert "could not be stepped: its process died" in capsys.readouterr().err
 
@@ -247,7 +247,7 @@ def test_a_speed_is_with_evaluations_only_if_asked(evaluation):
         runs.append(run)
         return Supervisor(run)
 
-    assert throughput.throughput(settings, 1.0, trainer=trainer, evaluation=evaluation) > 0
+    assert throughput.trainer_speed(settings, 1.0, trainer=trainer, evaluation=evaluation).wall > 0
     assert (runs[0].best is not None) == evaluation
 
 

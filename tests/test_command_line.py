@@ -11,7 +11,8 @@ import pytest
 
 from async_dqn import __version__, cli
 from async_dqn.config import options, presets
-from async_dqn.config.config import SETTINGS, Config, usable_cores
+from async_dqn.config.config import SETTINGS, Config
+from async_dqn.config.cores import usable_cores
 from runs import DEVICES
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from async_dqn.config import cores, presets
-from async_dqn.config.config import SECTIONS, SETTINGS, Config, UserError, usable_cores
+from async_dqn.config.config import SETTINGS, Config, UserError
+from async_dqn.config.cores import usable_cores
 from async_dqn.config.presets import resolve
+from async_dqn.config.schema import SECTIONS
 
 
 def message_of(action, *arguments):

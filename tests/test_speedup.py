@@ -9,7 +9,7 @@ import pytest
 from async_dqn import cli
 from async_dqn.bench import scaling
 from async_dqn.compare.speedup import _speed_up
-from async_dqn.config.config import usable_cores
+from async_dqn.config.cores import usable_cores
 from async_dqn.config.presets import resolve
 from async_dqn.report.results import Cost
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from async_dqn.config.config import Config, UserError
-from async_dqn.config.fields import COUNT, POSITIVE, Setting, SettingsSection, setting
+from async_dqn.config.fields import COUNT, POSITIVE, Range, Setting, SettingsSection, setting
 from async_dqn.config.options import Parser, argument, parse_train, parse_value
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make
@@ -17,13 +17,8 @@ from async_dqn.report.markup import paragraph, table, to_markdown
 from async_dqn.runs.durable import replace_json
 from async_dqn.runs.versions import versions
 
-METAVARS = {
-    "env": "ID",
-    "set": "OPTION=VALUE",
-    "json": "FILE",
-    "out": "DIR",
-    "workers": "N,N",
-}
+METAVARS = {"set": "OPTION=VALUE", "json": "FILE", "out": "DIR", "workers": "N,N"}
+COUNTS = Range("a list of whole numbers from 1", lambda n: n >= 1)
 Sources = tuple[str | None, str | None]  # configuration file and preset, if any
 
 
@@ -40,9 +35,7 @@ class Options(SettingsSection):
     env: tuple[str, ...] = setting(("CartPole-v1",), "environment; may be repeated")
     pairs: int = setting(5, "repetitions, what is compared taking turns", within=COUNT)
     set: tuple[str, ...] = setting(
-        (),
-        "an option of every run, such as rollout-length=20; may be repeated",
-        default_words="none",
+        (), "an option of every run, such as rollout-length=20; may be repeated"
     )
     json: str | None = setting(None, "also write every figure there")
 
@@ -51,11 +44,11 @@ class Options(SettingsSection):
         """The options of `bench NAME` in `argv`; `about` is for its --help. Raises UserError."""
         parser = Parser(prog=f"async-dqn bench {name}", description=about)
         known = {field.name: Setting.of("bench", field) for field in dataclasses.fields(cls)}
-        for option in known.values():
+        for name, option in known.items():
             keywords = argument(option)
             if "metavar" in keywords:
-                keywords["metavar"] = METAVARS.get(option.name, keywords["metavar"])
-            parser.add_argument(option.option, dest=option.name, **keywords)
+                keywords["metavar"] = METAVARS.get(name, keywords["metavar"])
+            parser.add_argument(option.option, dest=name, **keywords)
         texts = parser.parse(argv)
         given = cls(**{name: parse_value(known[name], text) for name, text in texts.items()})
         given.check()

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +17,8 @@ from statistics import fmean
 import numpy as np
 
 from async_dqn.bench.command import Speed, TimedOptions, present, save, spread
-from async_dqn.config.config import Config, UserError, usable_cores
+from async_dqn.config.config import Config, UserError
+from async_dqn.config.cores import usable_cores
 from async_dqn.envs import make
 from async_dqn.envs.masks import legal_actions
 from async_dqn.envs.spec import EnvSpec
@@ -55,9 +56,8 @@ def run(argv: Sequence[str]) -> int:
         size = f"{workers} x {count}"
         rows.append((env, size, *(spread(each, ",.0f") for each in figures.values())))
         results.append({"env": env, "workers": workers, "environments": count, **figures})
-    caption = "Environments alone, random actions, no network"
     repetitions = f"{options.pairs} repetitions of {options.seconds:g} s"
-    present(f"{caption}: {repetitions}", HEADER, rows)
+    present(f"Environments alone, random actions, no network: {repetitions}", HEADER, rows)
     save(options.json, "env", results)
     return 0
 
@@ -78,13 +78,11 @@ def environment_speed(config: Config, seconds: float) -> Speed:
     spawn.preload(make.preload_modules(spec))
     children = [Child("environments", index) for index in range(steppers(config))]
     with tempfile.TemporaryDirectory() as folder:
+        common = seconds, ParentIdentity.here(), Path(folder, "log")
         try:
             for child in children:
                 child.pipe, end = spawn.context().Pipe(duplex=False)
-                seed, log = (config.run.seed, child.index), Path(folder, "log")
-                count = config.parallel.envs_per_worker
-                alone = Alone(spec, count, seed, seconds, end, ParentIdentity.here(), log)
-                child.start(step_alone, (alone,), end)
+                child.start(step_alone, (config, spec, child.index, end, *common), end)
             speeds = [_speed(child) for child in children]
             return Speed(sum(s.wall for s in speeds), fmean(s.cpu for s in speeds))
         finally:
@@ -101,30 +99,29 @@ def _speed(child: Child) -> Speed:
     return Speed(**record["speed"])
 
 
-@dataclass(frozen=True)
-class Alone:
-    """What a process needs that steps one worker's environments and nothing else."""
+def step_alone(
+    config: Config,
+    spec: EnvSpec,
+    index: int,
+    end: Connection,
+    seconds: float,
+    parent: ParentIdentity,
+    log: Path,
+) -> None:
+    """Entry point of a process that steps one worker's environments and nothing else.
 
-    spec: EnvSpec
-    count: int
-    seed: tuple[int, ...]
-    seconds: float
-    pipe: Connection
-    parent: ParentIdentity
-    log: Path
-
-
-def step_alone(start: Alone) -> None:
-    """Entry point of such a process: it reports its speed and goes on until it is killed, so that
-    none has the machine to itself while others still measure."""
-    enter_child("async-dqn environments", start.parent, start.log)
-    pipe = RecordPipe(start.pipe)
+    It reports its speed and goes on until it is killed, so that none has the machine to itself
+    while others still measure.
+    """
+    enter_child("async-dqn environments", parent, log)
+    pipe = RecordPipe(end)
 
     def step() -> None:
-        batch = make.make_vector(start.spec, start.count, training=True)
-        taken = _steps(batch, np.random.default_rng(start.seed))
+        count = config.parallel.envs_per_worker
+        batch = make.make_vector(spec, count, training=True)
+        taken = _steps(batch, np.random.default_rng((config.run.seed, index)))
         _count(taken, WARM_UP_S)
-        pipe.send({"speed": _count(taken, start.seconds)._asdict()})
+        pipe.send({"speed": _count(taken, seconds)._asdict()})
         while True:
             next(taken)
 

@@ -3,55 +3,25 @@
 import json
 import os
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-from async_dqn.parameters.layout import STEPS, UPDATES
-from async_dqn.parameters.store import ParameterStore
-from async_dqn.processes.spawn import Child
+from async_dqn.parameters.layout import CPU_NS, STEPS, UPDATES
 from async_dqn.runs.run import Run
 from async_dqn.training.supervisor import Supervisor
-from async_dqn.workers.learner import Learner
-from async_dqn.workers.run_spec import ProcessArgs, RunSpec
-from async_dqn.workers.worker import run_worker
-
-
-class FirstLearner(Learner):
-    """Tells the CPU seconds of its process up to its first update."""
-
-    def __init__(self, run_spec: RunSpec, store: ParameterStore, index: int):
-        super().__init__(run_spec, store, index)
-        self.start_cpu_s: float | None = None
-
-    def update(self, budget: int) -> None:
-        super().update(budget)
-        if self.start_cpu_s is None and self.slot[UPDATES]:
-            self.start_cpu_s = time.process_time()
-
-    def record(self) -> dict[str, Any]:
-        return super().record() | {"start_cpu_s": self.start_cpu_s}
-
-
-def run_first_worker(start: ProcessArgs) -> None:
-    """Entry point of such a worker."""
-    run_worker(start, FirstLearner)
 
 
 class FirstUpdates(Supervisor):
-    """Grants a worker rollouts until its first update, one by one, and prints the `figures`."""
-
-    worker_entry = staticmethod(run_first_worker)
+    """Grants a worker rollouts until its first update, one by one, and prints what it took."""
 
     def __init__(self, run: Run):
         super().__init__(run)
-        self.figures: dict[str, Any] = {}
-        self._start_cpu_s: dict[int, float] = {}
+        self._figures: dict[str, Any] = {}
+        self._worker_cpu_s: dict[int, float] = {}
 
     def run(self) -> int:
         code = super().run()
-        self.figures["worker_cpu_s"] = statistics.median(self._start_cpu_s.values())
-        print(json.dumps(self.figures), flush=True)
+        print(json.dumps(self._figures), flush=True)
         return code
 
     def _hand_out(self) -> None:
@@ -61,21 +31,21 @@ class FirstUpdates(Supervisor):
 
     def _turn(self) -> None:
         super()._turn()
-        if self.run_.startup_s is None or self.run_.reporter.stop_wanted:
+        if self.run_.startup_s is None or self._figures:
             return
-        self.figures.setdefault("first_update", self.run_.startup_s)
-        if self.store.slots[: len(self.workers), UPDATES].all():
-            self.figures["last_update"] = self.run_.recorder.session_s
-            self.figures["cpu_s"] = session_cpu_s()
+        for worker, slot in enumerate(self.store.slots[: len(self.workers)]):
+            if slot[UPDATES] and slot[CPU_NS]:
+                self._worker_cpu_s.setdefault(worker, slot[CPU_NS] / 1e9)
+        if len(self._worker_cpu_s) == len(self.workers):
             own = [private_bytes(worker.process.pid) for worker in self.workers if worker.alive]
-            self.figures["private_bytes"] = statistics.median(own)
+            self._figures = {
+                "first_update": self.run_.startup_s,
+                "last_update": self.run_.recorder.session_s,
+                "cpu_s": session_cpu_s(),
+                "worker_cpu_s": statistics.median(self._worker_cpu_s.values()),
+                "private_bytes": statistics.median(own),
+            }
             self.run_.reporter.stop_wanted = True
-
-    def _handle(self, child: Child, record: dict[str, Any]) -> None:
-        seconds = record.pop("start_cpu_s", None)
-        if seconds is not None:
-            self._start_cpu_s[child.index] = seconds
-        super()._handle(child, record)
 
 
 def session_cpu_s() -> float:

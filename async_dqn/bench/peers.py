@@ -60,19 +60,16 @@ def run(argv: Sequence[str]) -> int:
     algorithm = resolve({"env": env})[0].algorithm.algorithm
     ours = f"async-{algorithm}"
     methods = ",".join((ours, f"sync-{algorithm}", *BASELINES, *PEERS))
-    words = [f"--set={word}" for word in given.get("set", [])]
-    for name, value in given.items():
-        if name not in ("set", "json"):
-            words.append(f"--{name.replace('_', '-')}={value}")
-    code = compare([f"--methods={methods}", *words])
+    json, words = given.pop("json", None), given.pop("set", [])
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    code = compare([f"--methods={methods}", *(f"--set={word}" for word in words), *options])
     if code not in (0, 1):  # a signal
         return code
     (comparison,), _, _ = collect([Path(given["out"])])
     header = [title.format(goal=quantity(goal)) for title in HEADER]
     rows = [row_of(label, comparison.methods, ours, goal) for label in comparison.methods]
     present(CAPTION.format(env=env, ours=ours), header, rows)
-    results = [_figures(run, goal) for run in comparison.runs]
-    save(given.get("json"), "peers", results)
+    save(json, "peers", [_figures(run, goal) for run in comparison.runs])
     return code
 
 
@@ -82,22 +79,16 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--json", metavar=METAVARS["json"], help="also write every run's figures")
     given = {"env": SETTINGS["env"].default, **parser.parse(argv)}
     check_path(given.get("json"))
-    make.check_env_id(given["env"], _modules(given.get("set", [])))
-    goal = given.get("stop_at_return")
-    goal = parse_value(SETTINGS["stop_at_return"], goal) if goal else _threshold(given["env"])
+    words = [word.partition("=") for word in given.get("set", [])]
+    make.check_env_id(given["env"], [module for option, _, module in words if option == "import"])
+    spec = EnvSpec(given["env"])
+    if goal := given.get("stop_at_return"):
+        goal = parse_value(SETTINGS["stop_at_return"], goal)
+    else:  # the return at which the environment's authors call it solved
+        goal = registered_spec(spec).reward_threshold
     if goal is None:
         raise UserError("time to a score needs the score; give --stop-at-return")
-    folder = f"runs/peers-{env_folder(EnvSpec(given['env']).name)}"
-    return {"out": folder, **given, "stop_at_return": goal}
-
-
-def _modules(words: Sequence[str]) -> list[str]:
-    return [word.removeprefix("import=") for word in words if word.startswith("import=")]
-
-
-def _threshold(env: str) -> float | None:
-    """The return at which the environment's authors call it solved."""
-    return registered_spec(EnvSpec(env)).reward_threshold
+    return {"out": f"runs/peers-{env_folder(spec.name)}", **given, "stop_at_return": goal}
 
 
 def row_of(

@@ -6,7 +6,7 @@ ordinary training has no clock to read.
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from time import perf_counter_ns, process_time_ns
 from typing import Any
@@ -103,25 +103,20 @@ class PhasedSupervisor(Supervisor):
 
     def __init__(self, run: Run):
         super().__init__(run)
-        self._met: dict[int, float] = {}
-        self._first: dict[int, Mapping[str, int]] = {}
-        self._newest: dict[int, Mapping[str, int]] = {}
+        self._told: dict[int, list[tuple[float, Mapping[str, int]]]] = defaultdict(list)
 
     def spent(self) -> Counter[str]:
         """Nanoseconds as of `PhaseClock`, and steps, of all workers together."""
         spent: Counter[str] = Counter()
-        for worker, end in self._newest.items():
-            spent.update(end)
-            spent.subtract(self._first[worker])
+        for told in self._told.values():
+            warm = told[0][0] + throughput.WARM_UP_SECONDS
+            spent.update(told[-1][1])
+            spent.subtract([phases for when, phases in told if when <= warm][-1])
         return spent
 
     def _handle(self, child: Child, record: dict[str, Any]) -> None:
         if "phases" in record:
-            now, phases = time.monotonic(), record.pop("phases")
-            met = self._met.setdefault(child.index, now)
-            if now - met <= throughput.WARM_UP_SECONDS:
-                self._first[child.index] = phases
-            self._newest[child.index] = phases
+            self._told[child.index].append((time.monotonic(), record.pop("phases")))
         super()._handle(child, record)
 
 
@@ -130,7 +125,7 @@ def phased_run(
 ) -> tuple[float, Counter[str]]:
     """Steps per second of a run with such workers, and what their time went into.
 
-    That is in the form of `PhasedSupervisor.spent`; the arguments are those of `throughput`.
+    That is in the form of `PhasedSupervisor.spent`; the arguments are those of `trainer_speed`.
     """
     made: list[PhasedSupervisor] = []
 
@@ -138,5 +133,5 @@ def phased_run(
         made.append(PhasedSupervisor(run))
         return made[0]
 
-    speed = throughput.throughput(settings, seconds, sources, trainer)
-    return speed, made[0].spent()
+    speed = throughput.trainer_speed(settings, seconds, sources, trainer)
+    return speed.wall, made[0].spent()

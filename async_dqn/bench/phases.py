@@ -1,12 +1,12 @@
 """`bench phases`: what the time of real workers goes into, while they train."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from async_dqn.bench.command import in_turns, present, ratios, save, spread
-from async_dqn.bench.throughput import TrainerOptions, throughput
+from async_dqn.bench.command import Sources, in_turns, present, ratios, save, spread
+from async_dqn.bench.throughput import TrainerOptions, trainer_speed
 from async_dqn.config.config import UserError
 
 # What a phase calls that is listed too counts there.
@@ -46,40 +46,39 @@ def run(argv: Sequence[str]) -> int:
     CPU time is what remains where other programs had the core meanwhile."""
     options = Options.parse("phases", run.__doc__, argv)
     given, sources = options.given()
-    results = []
-    for env in options.env:
-        results.append(_measure({**given, "env": env}, options, sources))
+    results = [_measure({**given, "env": env}, options, sources) for env in options.env]
     save(options.json, "phases", results)
     return 0
 
 
-def _measure(settings: dict[str, Any], options: Options, sources) -> dict[str, Any]:
+def _measure(settings: dict[str, Any], options: Options, sources: Sources) -> dict[str, Any]:
     """Measure one environment, print its table, and return the figures."""
     from async_dqn.bench.phased import CPU, STEPS, phased_run  # torch: late
 
     how = settings, options.seconds, sources
-    plain = partial(throughput, *how)
-    figures = in_turns(options.pairs, {"without": plain, "with": partial(phased_run, *how)})
-    speeds = {"without": figures["without"], "with": [speed for speed, _ in figures["with"]]}
+    measures = {"without": partial(trainer_speed, *how), "with": partial(phased_run, *how)}
+    figures = in_turns(options.pairs, measures)
+    speeds = {name: [speed for speed, _ in each] for name, each in figures.items()}
     spent = [phases for _, phases in figures["with"]]
     if not all(phases[STEPS] for phases in spent):
         raise UserError("no step was taken within the time; give more --seconds")
-    total = sum(spent, Counter())
 
-    def per_step(phases: Counter[str], names: Iterable[str]) -> float:
-        return sum(phases[name] for name in names) / phases[STEPS] / 1e3
+    def per_step(kind: str) -> list[dict[str, float]]:
+        """Microseconds of each phase per agent step: of every run, and of all together."""
+        return [
+            {phase: phases[phase + kind] / phases[STEPS] / 1e3 for phase in PHASES}
+            for phases in (*spent, sum(spent, Counter()))
+        ]
 
-    wall, cpu = (
-        {phase: [per_step(phases, [phase + kind]) for phases in spent] for phase in PHASES}
-        for kind in ("", CPU)
-    )
-    all_wall, all_cpu = (per_step(total, [p + kind for p in PHASES]) for kind in ("", CPU))
+    (*runs, wall), (*cpu_runs, cpu) = per_step(""), per_step(CPU)
+    all_wall, all_cpu = sum(wall.values()), sum(cpu.values())
     rows = []
     for phase, about in PHASES.items():
-        us, cpu_us = (per_step(total, [phase + kind]) for kind in ("", CPU))
-        cell = f"{us:.2f} ({min(wall[phase]):.2f} to {max(wall[phase]):.2f})"
-        shares = f"{us / all_wall:.1%}", f"{cpu_us / all_cpu:.1%}"
-        rows.append((phase, about, cell, shares[0], f"{cpu_us:.2f}", shares[1]))
+        each = [one[phase] for one in runs]
+        cells = [f"{wall[phase]:.2f} ({min(each):.2f} to {max(each):.2f})"]
+        cells += [f"{wall[phase] / all_wall:.1%}"]
+        cells += [f"{cpu[phase]:.2f}", f"{cpu[phase] / all_cpu:.1%}"]
+        rows.append((phase, about, *cells))
     rows.append(("all", "", f"{all_wall:.2f}", "100.0%", f"{all_cpu:.2f}", "100.0%"))
     kept = ratios(speeds["with"], speeds["without"])
     present(
@@ -93,6 +92,6 @@ def _measure(settings: dict[str, Any], options: Options, sources) -> dict[str, A
         "env": settings["env"],
         "steps_per_second": speeds,
         "steps": [phases[STEPS] for phases in spent],
-        "us_per_step": wall,
-        "cpu_us_per_step": cpu,
+        "us_per_step": {phase: [one[phase] for one in runs] for phase in PHASES},
+        "cpu_us_per_step": {phase: [one[phase] for one in cpu_runs] for phase in PHASES},
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from async_dqn.bench.command import (
+    COUNTS,
     Sources,
     TimedOptions,
     in_turns,
@@ -15,16 +16,16 @@ from async_dqn.bench.command import (
     save,
     spread,
 )
-from async_dqn.bench.throughput import throughput
+from async_dqn.bench.throughput import trainer_speed
 from async_dqn.compare.speedup import time_to_score
-from async_dqn.config.config import Config, UserError, usable_cores
+from async_dqn.config.config import Config, UserError
+from async_dqn.config.cores import usable_cores
 from async_dqn.config.fields import POSITIVE, SEED, Range, setting
 from async_dqn.runs.folder import env_folder
 
 PROBE_SECONDS = 3.0
 KNEE = 0.95
 FROM_ZERO = Range("a whole number from 0", lambda n: n >= 0)
-COUNTS = Range("a list of whole numbers from 1", lambda n: n >= 1)
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,13 @@ def best_workers(settings: Mapping[str, Any], sources: Sources = (None, None)) -
     most = usable_cores()
     counts = [2**k for k in range(most.bit_length()) if 2**k < most] + [most]
     print(f"measuring {', '.join(map(str, counts))} workers, {PROBE_SECONDS:g} s each", flush=True)
-    speeds = {n: throughput({**settings, "workers": n}, PROBE_SECONDS, sources) for n in counts}
+    runs = {n: trainer_speed({**settings, "workers": n}, PROBE_SECONDS, sources) for n in counts}
+    speeds = {count: speed.wall for count, speed in runs.items()}
     chosen = next(n for n in counts if speeds[n] >= KNEE * max(speeds.values()))
     for count, speed in speeds.items():
         mark = "  <- chosen" if count == chosen else ""
-        print(
-            f"{count:>4} workers {speed:>9,.0f} steps/s  {speed / speeds[1]:5.2f}x{mark}",
-            flush=True,
-        )
+        ratio = f"{speed / speeds[1]:5.2f}x"
+        print(f"{count:>4} workers {speed:>9,.0f} steps/s  {ratio}{mark}", flush=True)
     return chosen
 
 
@@ -78,23 +78,16 @@ def run(argv: Sequence[str]) -> int:
     given, sources = options.given()
     results = []
     for env in options.env:
+        how = options.seconds, sources, None, options.evaluation
         measures = {
-            count: partial(
-                throughput,
-                {**given, "env": env, "workers": count},
-                options.seconds,
-                sources,
-                evaluation=options.evaluation,
-            )
+            count: partial(trainer_speed, {**given, "env": env, "workers": count}, *how)
             for count in options.workers
         }
-        speeds = in_turns(options.pairs, measures)
+        figures = in_turns(options.pairs, measures)
+        speeds = {count: [speed.wall for speed in each] for count, each in figures.items()}
         if options.pairs:
             _present(env, speeds, options)
-        results += [
-            {"env": env, "workers": count, "trainer": measured}
-            for count, measured in speeds.items()
-        ]
+        results += [{"env": env, "workers": n, "trainer": each} for n, each in speeds.items()]
         if options.seeds:
             print(_scores(env, options), flush=True)
     save(options.json, "scaling", results)

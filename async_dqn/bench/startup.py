@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from async_dqn.bench.command import Options as Common
-from async_dqn.bench.command import in_turns, present, ratios, save, spread
+from async_dqn.bench import command
+from async_dqn.bench.command import COUNTS, in_turns, present, ratios, save, spread
 from async_dqn.compare.runner import PACKAGE
 from async_dqn.config.config import UserError
-from async_dqn.config.fields import Range, setting
-from async_dqn.processes.spawn import THREAD_VARIABLES
+from async_dqn.config.fields import setting
 
-COUNTS = Range("a list of whole numbers from 1", lambda n: n >= 1)
 NEVER = 10**12
 OWN = {"steps": 10**9, "eval_every": NEVER, "checkpoint_every": NEVER}
 HEADER = (
@@ -29,10 +27,10 @@ HEADER = (
 
 
 @dataclass(frozen=True)
-class Options(Common):
+class Options(command.Options):
     """Those of `bench startup`."""
 
-    own = Common.own | {*OWN, "workers", "oversubscribe"}
+    own = command.Options.own | {*OWN, "workers", "oversubscribe"}
     workers: tuple[int, ...] = setting((2,), "numbers of workers", within=COUNTS)
 
 
@@ -100,7 +98,7 @@ def _run(arguments: Sequence[str]) -> str:
         capture_output=True,
         text=True,
         errors="replace",
-        env=os.environ | {"PYTHONPATH": path} | dict.fromkeys(THREAD_VARIABLES, "1"),
+        env=os.environ | {"PYTHONPATH": path},
         check=False,
         start_new_session=True,
     )

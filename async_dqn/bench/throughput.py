@@ -36,39 +36,20 @@ class TrainerOptions(TimedOptions):
 
 
 class Throughput:
-    """A callback that measures global steps per second after a warm-up, then ends the run."""
+    """A callback that ends a run when `seconds` have passed after a warm-up."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
-        self._begin: tuple[float, float] | None = None
         self._first: float | None = None
-        self.steps_per_second, self.steps = 0.0, (0, 0)  # over these
+        self.reports: list[tuple[float, int]] = []  # since the warm-up: seconds, global step
 
     def __call__(self, report: Mapping[str, float]) -> bool:
-        if "time/fps" not in report:  # an evaluation, of an earlier step
-            return True
-        now, step = time.monotonic(), report["step"]
-        self._first = self._first or now
-        if now - self._first < WARM_UP_SECONDS:
-            return True
-        if self._begin is None:
-            self._begin = now, step
-            return True
-        elapsed = now - self._begin[0]
-        self.steps = int(self._begin[1]), int(step)
-        self.steps_per_second = (step - self._begin[1]) / elapsed
-        return elapsed < self.seconds
-
-
-def throughput(
-    settings: Mapping[str, Any],
-    seconds: float,
-    sources: Sources = (None, None),
-    trainer: Callable[..., Any] | None = None,
-    evaluation: bool = False,
-) -> float:
-    """Global steps per second of a run; arguments as those of `trainer_speed`."""
-    return trainer_speed(settings, seconds, sources, trainer, evaluation).wall
+        if "time/fps" in report:  # else an evaluation, of an earlier step
+            now = time.monotonic()
+            self._first = self._first or now
+            if now - self._first >= WARM_UP_SECONDS:
+                self.reports.append((now, int(report["step"])))
+        return not self.reports or self.reports[-1][0] - self.reports[0][0] < self.seconds
 
 
 def trainer_speed(
@@ -78,7 +59,7 @@ def trainer_speed(
     trainer: Callable[..., Any] | None = None,
     evaluation: bool = False,
 ) -> Speed:
-    """The speed of a run with these settings, without checkpoints, for `seconds`.
+    """The speed, in global steps, of a run with these settings, without checkpoints, for `seconds`.
 
     `sources` are the configuration file and the preset, if any; `trainer` as in `training.train`.
     Unless `evaluation`, the evaluator has nothing to do.
@@ -100,9 +81,9 @@ def trainer_speed(
         if outcome.exit_code:
             raise SystemExit(outcome.exit_code)
         with (outcome.run / "metrics.csv").open(newline="") as file:
-            spent = {int(row["step"]): float(row["cpu_s"]) for row in csv.DictReader(file)}
-    first, last = measured.steps
-    return Speed(measured.steps_per_second, (last - first) / (spent[last] - spent[first]))
+            cpu_s = {int(row["step"]): float(row["cpu_s"]) for row in csv.DictReader(file)}
+    (begun, first), *_, (ended, last) = measured.reports
+    return Speed((last - first) / (ended - begun), (last - first) / (cpu_s[last] - cpu_s[first]))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -112,13 +93,11 @@ def run(argv: Sequence[str]) -> int:
     rows, results = [], []
     for env in options.env:
         config = options.config(env)
-        speeds = in_turns(
-            options.pairs,
-            {
-                "environments": partial(environment_speed, config, options.seconds),
-                "trainer": partial(trainer_speed, {**given, "env": env}, options.seconds, sources),
-            },
-        )
+        measures = {
+            "environments": partial(environment_speed, config, options.seconds),
+            "trainer": partial(trainer_speed, {**given, "env": env}, options.seconds, sources),
+        }
+        speeds = in_turns(options.pairs, measures)
         clock, cpu = (
             {name: [getattr(speed, kind) for speed in each] for name, each in speeds.items()}
             for kind in Speed._fields
@@ -128,9 +107,9 @@ def run(argv: Sequence[str]) -> int:
         cells += [spread(each, ".2f") for each in shares]
         rows.append((env, str(steppers(config)), *cells))
         results.append({"env": env, "workers": steppers(config), **clock, "per_cpu_second": cpu})
-    caption = "Environments alone and a trainer without evaluation on the same cores, in turn"
     present(
-        f"{caption}: {options.pairs} pairs of {options.seconds:g} s; median (min to max)",
+        "Environments alone and a trainer without evaluation on the same cores, in turn: "
+        f"{options.pairs} pairs of {options.seconds:g} s; median (min to max)",
         HEADER,
         rows,
     )

@@ -2,8 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from timeit import Timer
 
 import torch
 from torch import nn
@@ -20,40 +19,29 @@ LR = 1e-6
 LEAST_TURNS, LEAST_S = 3, 2e-4  # a turn has as many calls as last that long
 
 
-class Bytes(NamedTuple):
-    """What a pull and a push must move, each vector read or written counting once."""
-
-    pull: int
-    push: int
-
-
-def bytes_moved(parameters: int, optimizer: str) -> Bytes:
-    """Of `parameters` floats: a pull reads theta and writes the private copy; a push reads the
-    gradient, and reads and writes theta and every row of the optimiser's state."""
-    rows = OPTIMIZERS[optimizer].rows
-    return Bytes(2 * FLOAT * parameters, FLOAT * parameters * (1 + 2 * (1 + rows)))
-
-
 class Transfer:
     """A shared block of `parameters` floats and its one worker; and a copy for comparison.
 
-    The copy is `torch.Tensor.copy_` of one vector whose reading and writing moves as many bytes as
-    a pull and a push together.
+    A pull reads theta and writes the private copy; a push reads the gradient, and reads and writes
+    theta and every row of the optimiser's state. The copy is `torch.Tensor.copy_` of one vector
+    whose reading and writing moves as many bytes as both together.
     """
 
     def __init__(self, parameters: int, optimizer: str):
         torch.set_num_threads(1)
-        rule, moved = OPTIMIZERS[optimizer](), bytes_moved(parameters, optimizer)
+        rule = OPTIMIZERS[optimizer]()
+        floats = 2 + 1 + 2 * (1 + rule.rows)  # of pull and push, for each parameter
         # The block has beside theta and state two vectors that are published, each twice.
-        check_memory(FLOAT * parameters * (7 + rule.rows) + sum(moved))
+        check_memory(FLOAT * parameters * (7 + rule.rows + floats))
         self.network = FlatNetwork(nn.ParameterList([nn.Parameter(torch.randn(parameters))]))
         size = len(self.network.vector)
         block = SharedBlock(sections(1, size, rule.rows))
         block["multipliers"][:] = 1.0
         self.store = ParameterStore(block, rule, 0)
         self.network.gradient.normal_()
-        self.bytes = bytes_moved(size, optimizer)
-        self.source, self.copied = torch.ones(2, sum(self.bytes) // (2 * FLOAT))
+        moved = {"pull": 2, "push": floats - 2, "copy": floats}
+        self.bytes = {what: FLOAT * size * count for what, count in moved.items()}
+        self.source, self.copied = torch.ones(2, size * floats // 2)
 
     def pull(self) -> None:
         self.store.pull(self.network)
@@ -66,21 +54,14 @@ class Transfer:
 
     def seconds(self, period: float) -> dict[str, float]:
         """CPU seconds of one pull, one push and one copy: medians of turns for `period` seconds."""
-        spent: dict[Callable[[], None], list[float]] = {self.pull: [], self.push: [], self.copy: []}
-        calls = {}
-        for call in spent:
-            _time_of(call, 1)  # its pages are there from now on
-            calls[call] = max(1, round(LEAST_S / max(_time_of(call, 1), 1e-9)))
+        timers = {name: Timer(getattr(self, name), timer=time.thread_time) for name in self.bytes}
+        spent: dict[str, list[float]] = {name: [] for name in timers}
+        counts = {}
+        for name, timer in timers.items():
+            timer.timeit(1)  # its pages are there from now on
+            counts[name] = max(1, round(LEAST_S / max(timer.timeit(1), 1e-9)))
         end = time.perf_counter() + period
-        while time.perf_counter() < end or len(spent[self.copy]) < LEAST_TURNS:
-            for call, count in calls.items():
-                spent[call].append(_time_of(call, count))
-        return {call.__name__: statistics.median(each) for call, each in spent.items()}
-
-
-def _time_of(call: Callable[[], None], count: int) -> float:
-    """CPU seconds of one of `count` calls; the clock itself takes most of a microsecond."""
-    begun = time.thread_time()
-    for _ in range(count):
-        call()
-    return (time.thread_time() - begun) / count
+        while time.perf_counter() < end or len(spent["copy"]) < LEAST_TURNS:
+            for name, timer in timers.items():
+                spent[name].append(timer.timeit(counts[name]) / counts[name])
+        return {name: statistics.median(each) for name, each in spent.items()}

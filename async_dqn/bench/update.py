@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from async_dqn.bench.command import TimedOptions, in_turns, present, save, spread
+from async_dqn.bench.command import TimedOptions, in_turns, present, ratios, save, spread
 from async_dqn.config.config import SETTINGS
 from async_dqn.config.fields import POSITIVE, Range, setting
 from async_dqn.envs import make
@@ -22,9 +22,7 @@ HEADER = (
 class Options(TimedOptions):
     """Those of `bench update`."""
 
-    env: tuple[str, ...] = setting(
-        (), "also measure as many as its network has; may be repeated", default_words="none"
-    )
+    env: tuple[str, ...] = setting((), "also measure as many as its network has; may be repeated")
     parameters: tuple[int, ...] = setting(
         (20_000, 1_700_000), "numbers of parameters", within=SIZES
     )
@@ -45,12 +43,12 @@ def run(argv: Sequence[str]) -> int:
         measures = {
             name: partial(transfer.seconds, options.seconds) for name, transfer in transfers.items()
         }
-        for name, seconds in in_turns(options.pairs, measures).items():
+        for name, turns in in_turns(options.pairs, measures).items():
             moved = transfers[name].bytes
-            rows.append((f"{size:,}", name, *_cells(seconds, *moved)))
-            sizes = {"parameters": size, "pull_bytes": moved.pull, "push_bytes": moved.push}
-            each = {what: [turn[what] for turn in seconds] for what in seconds[0]}
-            results.append({"optimizer": name, **sizes, "seconds": each})
+            seconds = {what: [turn[what] for turn in turns] for what in turns[0]}
+            rows.append((f"{size:,}", name, *_cells(seconds, moved)))
+            sizes = {"pull_bytes": moved["pull"], "push_bytes": moved["push"]}
+            results.append({"optimizer": name, "parameters": size, **sizes, "seconds": seconds})
     present(
         f"One worker, one thread, CPU time; {options.pairs} repetitions of {options.seconds:g} s; "
         "median (min to max)",
@@ -71,12 +69,11 @@ def _network_size(options: Options, env: str) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _cells(seconds: Sequence[Mapping[str, float]], pulled: int, pushed: int) -> list[str]:
+def _cells(seconds: Mapping[str, Sequence[float]], moved: Mapping[str, int]) -> list[str]:
     """Microseconds and GB/s of pull, push and copy; the ratio."""
     cells = []
-    for what, moved in (("pull", pulled), ("push", pushed), ("copy", pulled + pushed)):
-        spent = [turn[what] for turn in seconds]
+    for what, spent in seconds.items():
         cells.append(spread([1e6 * each for each in spent], ",.1f"))
-        cells.append(spread([moved / each / 1e9 for each in spent], ".1f"))
-    shares = [(turn["pull"] + turn["push"]) / turn["copy"] for turn in seconds]
-    return [*cells, spread(shares, ".2f")]
+        cells.append(spread([moved[what] / each / 1e9 for each in spent], ".1f"))
+    both = [pull + push for pull, push in zip(seconds["pull"], seconds["push"], strict=True)]
+    return [*cells, spread(ratios(both, seconds["copy"]), ".2f")]

@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
-from async_dqn.config.cores import usable_cores
 from async_dqn.config.fields import UserError, check, check_run_name
 from async_dqn.config.rules import check_combination
 from async_dqn.config.scaling import FOLLOWING, REFERENCE, at_once, for_workers
 from async_dqn.config.schema import (
-    SECTIONS,
     SETTINGS,
-    WORKERS_PER_CORE,
     AlgorithmConfig,
     EnvironmentConfig,
     EvaluationConfig,
@@ -28,18 +25,6 @@ from async_dqn.config.schema import (
     ReplayConfig,
     RunConfig,
 )
-
-__all__ = [
-    "SECTIONS",
-    "SETTINGS",
-    "WORKERS_PER_CORE",
-    "AlgorithmConfig",
-    "Config",
-    "NetworkConfig",
-    "UserError",
-    "check_run_name",
-    "usable_cores",
-]
 
 
 @dataclass(frozen=True)

@@ -162,10 +162,10 @@ class SettingsSection:
 
 def _default_words(default: Any) -> str:
     if isinstance(default, tuple):
-        return ",".join(map(str, default))
+        return ",".join(map(str, default)) or "none"
     if isinstance(default, bool):
         return "on" if default else "off"
-    return "none" if default is None else str(default)
+    return "none" if default in (None, dataclasses.MISSING) else str(default)
 
 
 def check(about: Setting, value: Any, label: str = "") -> Any:

@@ -5,16 +5,19 @@ line, in a file and in Python reads alike.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import re
+import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from async_dqn.config.config import SECTIONS, SETTINGS, UserError
-from async_dqn.config.fields import Setting, check, did_you_mean, refuse
+from async_dqn.config.config import SETTINGS, UserError
+from async_dqn.config.fields import Setting, check, did_you_mean, one_line, refuse
 from async_dqn.config.scaling import AUTO, FOLLOWING, REFERENCE
+from async_dqn.config.schema import SECTIONS
 
 WHOLE = re.compile(r"[+-]?\d+(_\d+)*", re.ASCII)
 SHORTHAND = re.compile(r"(\d+(?:\.\d+)?)(k|m|b)", re.ASCII | re.IGNORECASE)
@@ -29,6 +32,17 @@ METAVARS_BY_NAME = {
     "resume": "RUN|auto",
     "image_codes": "auto|none|N",
 }
+
+
+def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
+    """Its exit code with `argv` (None: `sys.argv[1:]`); a mistake is told in one line."""
+    try:
+        return command(sys.argv[1:] if argv is None else list(argv))
+    except UserError as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -133,12 +147,8 @@ def parse_value(about: Setting, text: Any, option: str = "") -> Any:
         return check(about, [_number(width) for width in text.split(",")])
     if about.kind is float:
         return check(about, _decimal(text), option)
-    if about.kind is int:
-        return _parse_count(about, text, option)
-    return check(about, text, option)
-
-
-def _parse_count(about: Setting, text: str, option: str) -> int | None:
+    if about.kind is not int:
+        return check(about, text, option)
     try:
         return check(about, _number(text), option)
     except UserError as error:
@@ -163,11 +173,8 @@ def _decimal(text: str) -> float | str:
 def _spelled_out(text: str) -> str:
     """For 10M: `; write 10000000 or 10_000_000`."""
     match = SHORTHAND.fullmatch(text)
-    if not match:
-        return ""
-    digits, power = match[1], match[2].lower()
-    number = float(digits + MAGNITUDES[power])
-    if number < 1 or number >= 2**63 or number != int(number):
+    number = float(match[1] + MAGNITUDES[match[2].lower()]) if match else 0.0
+    if not 1 <= number < 2**63 or not number.is_integer():
         return ""
     plain, grouped = f"{int(number)}", f"{int(number):_}"
     return f"; write {plain}" + (f" or {grouped}" if grouped != plain else "")
@@ -183,17 +190,12 @@ def key_value(option: str, pair: str) -> tuple[str, Any]:
 
 def _toml_or_json(text: str) -> Any:
     """A value of TOML or JSON (true, 4, 0.25, "x", [1, 2], {a = 1}), or else the text as it is."""
+    plain = bool | int | float | str | list | dict
     try:
         values: Mapping[str, Any] = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
-        return _json_table(text)
-    value, plain = values["value"], bool | int | float | str | list | dict
+        plain, values = list | dict, {}
+        with contextlib.suppress(ValueError, RecursionError):
+            values = {"value": json.loads(text)}
+    value = values.get("value")
     return value if len(values) == 1 and isinstance(value, plain) else text
-
-
-def _json_table(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, list | dict) else text

@@ -22,17 +22,12 @@ from types import MappingProxyType
 from typing import Any
 
 from async_dqn.config import extension
-from async_dqn.config.config import (
-    SECTIONS,
-    SETTINGS,
-    WORKERS_PER_CORE,
-    Config,
-    UserError,
-    usable_cores,
-)
+from async_dqn.config.config import SETTINGS, Config, UserError
+from async_dqn.config.cores import usable_cores
 from async_dqn.config.fields import check, did_you_mean, either, one_line, show
 from async_dqn.config.rules import check_acts
 from async_dqn.config.scaling import AUTO, FOLLOWING, REFERENCE
+from async_dqn.config.schema import SECTIONS, WORKERS_PER_CORE
 
 PRESET_FILES = Path(__file__).parent / "preset_files"
 # What choices cannot do without, whatever a preset says for others; `combinations` has the reasons.

@@ -29,11 +29,12 @@ from async_dqn.config.fields import (
 )
 
 WORKERS_PER_CORE = 8
+ON_OFF = {"on": "", "off": ""}
 SIMULATED = Range("within [1, 4096], or none", lambda n: 1 <= n <= 4096)
 
 
 def _own_argument(what: str) -> Any:
-    return setting(dict, f"argument of {what} of your own; may be repeated", default_words="none")
+    return setting(dict, f"argument of {what} of your own; may be repeated")
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,15 @@ class EnvironmentConfig(SettingsSection):
 
     env: str = setting("CartPole-v1", "gymnasium id; ALE/... and MinAtar/... need their extra")
     env_arg: dict[str, Any] = setting(  # noqa: RUF009 (a field, made by dataclasses.field)
-        dict, "keyword argument for the environment; may be repeated", default_words="none"
+        dict, "keyword argument for the environment; may be repeated"
     )
     import_modules: tuple[str, ...] = setting(
-        (),
-        "module that registers environments, loaded only when named here; may be repeated",
-        default_words="none",
+        (), "module that registers environments, loaded only when named here; may be repeated"
     )
     wrap: tuple[str, ...] = setting(
         (),
         "wrapper of the environment, 'module:Class key=value ...'; may be repeated, the first is "
         "innermost; modules but gymnasium.wrappers need --import",
-        default_words="none",
     )
     eval_wrap: tuple[str, ...] = setting(
         (),
@@ -107,12 +105,8 @@ class EnvironmentConfig(SettingsSection):
             "none": "all",
         },
     )
-    clip_rewards: bool = setting(
-        True, "Atari: learn from the sign of rewards", choices={"on": "", "off": ""}
-    )
-    life_loss_ends: bool = setting(
-        True, "Atari: a lost life ends the return", choices={"on": "", "off": ""}
-    )
+    clip_rewards: bool = setting(True, "Atari: learn from the sign of rewards", choices=ON_OFF)
+    life_loss_ends: bool = setting(True, "Atari: a lost life ends the return", choices=ON_OFF)
 
 
 @dataclass(frozen=True)
@@ -180,7 +174,7 @@ class NetworkConfig(SettingsSection):
         (128, 128), "widths of the layers of an mlp", unit="units", within=WIDTHS
     )
     layer_norm: bool | None = setting(
-        None, "layer normalisation", default_words="by network", choices={"on": "", "off": ""}
+        None, "layer normalisation", default_words="by network", choices=ON_OFF
     )
     precision: str = setting(
         "float32",

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from async_dqn.compare.methods import PEERS
-from async_dqn.config.config import SECTIONS, SETTINGS, Config, UserError
-from async_dqn.config.fields import did_you_mean, either, one_line
-from async_dqn.config.options import Parser, parse_value
+from async_dqn.config.config import SETTINGS, Config, UserError
+from async_dqn.config.fields import did_you_mean, either
+from async_dqn.config.options import Parser, argument, parse_value, run_command
 from async_dqn.config.presets import resolve
 from async_dqn.processes.spawn import THREAD_VARIABLES
 
@@ -37,13 +37,7 @@ PROTOCOL = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one peer (default `sys.argv[1:]`) and return the exit code."""
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        return _main(sys.argv[1:] if argv is None else list(argv))
-    except UserError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    return run_command(_main, argv)
 
 
 def _main(argv: list[str]) -> int:
@@ -51,19 +45,15 @@ def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         parser.parse(argv)
         raise UserError(f"name a peer; choose {either(PEERS)}")
-    name, *rest = argv
-    if name not in PEERS:
-        hint = did_you_mean(name, PEERS) or f"; choose {either(PEERS)}"
-        raise UserError(f"unknown peer {name!r}{hint}")
+    peer, *rest = argv
+    if peer not in PEERS:
+        hint = did_you_mean(peer, PEERS) or f"; choose {either(PEERS)}"
+        raise UserError(f"unknown peer {peer!r}{hint}")
     texts = parser.parse(rest)
-    given = {
-        key: text if key == "quiet" else parse_value(SETTINGS[key], text)
-        for key, text in texts.items()
-    }
-    config, _ = resolve(given)
-    if importlib.util.find_spec(PEERS[name]) is None:
-        raise UserError(f'{name} needs {PACKAGE}; pip install -e ".[peers]"')
-    return train(name, config)
+    config, _ = resolve({name: parse_value(SETTINGS[name], text) for name, text in texts.items()})
+    if importlib.util.find_spec(PEERS[peer]) is None:
+        raise UserError(f'{peer} needs {PACKAGE}; pip install -e ".[peers]"')
+    return train(peer, config)
 
 
 def _parser() -> Parser:
@@ -73,13 +63,10 @@ def _parser() -> Parser:
         description="Train a program of another library with its published settings.",
     )
     for name in SHARED:
-        about, more = SETTINGS[name], {}
-        if about.kind is bool:
-            more = {"action": "store_true"}
-        elif about.kind is dict or about.item is str:
-            more = {"action": "append"}
-        text = "compute threads it may use" if name == "workers" else about.help
-        parser.add_argument(about.option, dest=name, help=text.replace("%", "%%"), **more)
+        keywords = argument(SETTINGS[name])
+        if name == "workers":
+            keywords |= {"metavar": "N", "help": "compute threads it may use"}
+        parser.add_argument(SETTINGS[name].option, dest=name, **keywords)
     return parser
 
 
@@ -97,18 +84,17 @@ class SharedConfig:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Values by section."""
-        sections = {
-            section: {name: value for name, value in values.items() if name in SHARED}
-            for section, values in self.config.to_dict().items()
-            if section in SECTIONS
-        }
-        return {section: values for section, values in sections.items() if values}
+        whole, sections = self.config.to_dict(), {}
+        for name in SHARED:
+            section = SETTINGS[name].section
+            sections.setdefault(section, {})[name] = whole[section][name]
+        return sections
 
     def flat(self) -> dict[str, Any]:
         """Values by dotted name, the peer's own among them."""
-        shared = {SETTINGS[name].dotted for name in SHARED}
+        whole, shared = self.config.flat(), [SETTINGS[name].dotted for name in SHARED]
         own = {f"peer.{name}": value for name, value in self.peer["settings"].items()}
-        return {k: v for k, v in self.config.flat().items() if k in shared} | own
+        return {dotted: whole[dotted] for dotted in shared} | own
 
 
 def train(name: str, config: Config) -> int:

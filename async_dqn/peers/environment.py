@@ -30,15 +30,11 @@ class TrainingEnv(gymnasium.Env):
         self.action_space = spaces.Discrete(info.num_actions)
         self._score, self._length = 0.0, 0
 
-    def _count(self, score: float) -> None:
-        self._score += score
-        self._length += 1
-
-    def _episode(self) -> dict[str, Any]:
-        """The infos at the end of an episode; the next one counts from zero."""
-        episode = {"r": self._score, "l": self._length}
-        self._score, self._length = 0.0, 0
-        return {"episode": episode}
+    def _infos(self, score: float, over: bool) -> dict[str, Any]:
+        """Those of a step with this score; after the last one of an episode it counts from 0."""
+        episode = {"r": self._score + score, "l": self._length + 1}
+        self._score, self._length = (0.0, 0) if over else episode.values()
+        return {"episode": episode} if over else {}
 
 
 class SingleEnv(TrainingEnv):
@@ -63,9 +59,8 @@ class SingleEnv(TrainingEnv):
         observation, reward, terminated, truncated, _ = self._env.step(
             int(action) + self._first_action
         )
-        self._count(float(reward))
-        truncated = bool(truncated or self._length >= self._limit)
-        infos = self._episode() if terminated or truncated else {}
+        truncated = bool(truncated or self._length + 1 >= self._limit)
+        infos = self._infos(float(reward), terminated or truncated)
         return self._laid_out(observation), float(reward), bool(terminated), truncated, infos
 
     def close(self) -> None:
@@ -94,11 +89,10 @@ class AtariGame(TrainingEnv):
     def step(self, action: Any) -> StepResult:
         """Take one action for four frames."""
         step = self._batch.step(np.array([action]))
-        self._count(float(step.scores[0]))
         over = bool(step.ended[0])
         self._next = step.obs[0].copy()
         observation = step.final_obs[0].copy() if over else self._next
-        infos = self._episode() if over else {}
+        infos = self._infos(float(step.scores[0]), over)
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
         return observation, float(step.rewards[0]), terminated, truncated, infos
 

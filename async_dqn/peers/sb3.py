@@ -124,12 +124,12 @@ class TrainingClock:
     """Wall-clock and CPU seconds since the process started, without those while stopped."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self._recorder, self._left_out = recorder, (0.0, 0.0)
+        self._recorder, self._left_out = recorder, np.zeros(2)
 
-    def read(self) -> tuple[float, float]:
-        """(wall seconds, CPU seconds)."""
-        wall_s, cpu_s = self._left_out
-        return self._recorder.session_s - wall_s, self._recorder.session_cpu_s - cpu_s
+    def read(self) -> list[float]:
+        """Wall seconds, CPU seconds."""
+        session = self._recorder.session_s, self._recorder.session_cpu_s
+        return np.subtract(session, self._left_out).tolist()
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -138,8 +138,7 @@ class TrainingClock:
         try:
             yield
         finally:
-            passed = np.subtract(self.read(), before)
-            self._left_out = tuple(np.add(self._left_out, passed).tolist())
+            self._left_out += np.subtract(self.read(), before)
 
 
 class PeerRun(BaseCallback):
@@ -167,10 +166,7 @@ class PeerRun(BaseCallback):
         if not self.threshold_at and self.signals.received is None:
             self._evaluate(final=True)
         reached = THRESHOLD if self.threshold_at else DONE
-        self._finish(STOPPED if self.signals.received is not None else reached)
-
-    def _finish(self, status: str) -> None:
-        """Last report, stop event, result.json."""
+        status = STOPPED if self.signals.received is not None else reached
         self._report()
         wall_s, cpu_s = self.clock.read()
         seconds, step = self.threshold_at or (None, None)
@@ -184,7 +180,7 @@ class PeerRun(BaseCallback):
                 "startup_s": self.startup_s,
                 "cpu_s": cpu_s,
                 "updates": self.updates,
-                "final_mean": self.final.mean if self.final else None,
+                "final_mean": self.final and self.final.mean,
                 "best_mean": self.evaluator.best,
                 "restarts": 0,
                 "seconds_to_threshold": seconds,
@@ -204,7 +200,7 @@ class PeerRun(BaseCallback):
         return not (beyond or self.threshold_at or self.signals.received is not None)
 
     def _evaluate(self, final: bool = False) -> None:
-        evaluation = None
+        evaluation = None  # stays so where the network is not finite, or a signal comes
         with self.clock.stopped():
             running = self.evaluator.evaluate(final)
             try:
@@ -212,7 +208,7 @@ class PeerRun(BaseCallback):
                     next(running)
             except StopIteration as stop:
                 evaluation = stop.value
-        if evaluation is None:  # not finite, or a signal came
+        if evaluation is None:
             return
         wall_s, cpu_s = self.clock.read()
         self.recorder.evaluation(evaluation, wall_s, cpu_s)

@@ -35,73 +35,43 @@ class PeerSettings:
         return 0.1 if self.exploration_steps is None else self.exploration_steps / steps
 
 
-def _dqn(
-    lr: float,
-    batch: int,
-    buffer: int,
-    starts: int,
-    target: int,
-    train: tuple[int, int],
-    epsilon: float,
-    gamma: float = 0.99,
-    **policy: Any,
-) -> dict[str, Any]:
-    """One row of the table; `train`: steps between trainings, updates of each (-1: as many)."""
-    return {
-        "learning_rate": lr,
-        "batch_size": batch,
-        "buffer_size": buffer,
-        "learning_starts": starts,
-        "gamma": gamma,
-        "target_update_interval": target,
-        "train_freq": train[0],
-        "gradient_steps": train[1],
-        "exploration_final_eps": epsilon,
-        "policy_kwargs": policy,
-    }
+# Steps between trainings, and then so many updates (-1: as many), are `train_freq` and the next.
+COLUMNS = (
+    *("learning_rate", "batch_size", "buffer_size", "learning_starts", "target_update_interval"),
+    *("train_freq", "gradient_steps", "exploration_final_eps"),
+)
+
+
+def _dqn(*row: float, gamma: float = 0.99, **policy: Any) -> dict[str, Any]:
+    return {**dict(zip(COLUMNS, row, strict=True)), "gamma": gamma, "policy_kwargs": policy}
 
 
 _WIDE = {"net_arch": [256, 256]}
-_SWING = PeerSettings(
-    RL_ZOO, _dqn(6.3e-4, 128, 50_000, 0, 250, (4, -1), epsilon=0.1, **_WIDE), 12_000
-)
+_MINATAR = {
+    "net_arch": [],  # the extractor is all but the last layer
+    "features_extractor_class": "MinAtarNetwork",
+    "optimizer_class": "RMSprop",
+    "optimizer_kwargs": {"alpha": 0.95, "eps": 0.01, "momentum": 0.95, "centered": True},
+}
+_SWING = PeerSettings(RL_ZOO, _dqn(6.3e-4, 128, 50_000, 0, 250, 4, -1, 0.1, **_WIDE), 12_000)
 BY_ID = {
     "CartPole-v1": PeerSettings(
-        RL_ZOO, _dqn(2.3e-3, 64, 100_000, 1000, 10, (256, 128), epsilon=0.04, **_WIDE), 8_000
+        RL_ZOO, _dqn(2.3e-3, 64, 100_000, 1000, 10, 256, 128, 0.04, **_WIDE), 8_000
     ),
     "MountainCar-v0": PeerSettings(
-        RL_ZOO, _dqn(4e-3, 128, 10_000, 1000, 600, (16, 8), 0.07, gamma=0.98, **_WIDE), 24_000
+        RL_ZOO, _dqn(4e-3, 128, 10_000, 1000, 600, 16, 8, 0.07, gamma=0.98, **_WIDE), 24_000
     ),
     "LunarLander-v3": _SWING,
     "Acrobot-v1": _SWING,
 }
 FOR_ATARI = PeerSettings(
-    RL_ZOO,
-    _dqn(1e-4, 32, 100_000, 100_000, 1000, (4, 1), epsilon=0.01),
-    1_000_000,
-    policy="CnnPolicy",
-    threaded=True,
+    RL_ZOO, _dqn(1e-4, 32, 100_000, 100_000, 1000, 4, 1, 0.01), 1_000_000, "CnnPolicy", True
 )
 FOR_MINATAR = PeerSettings(
-    MINATAR,
-    _dqn(
-        2.5e-4,
-        32,
-        100_000,
-        5_000,
-        1000,
-        (1, 1),
-        epsilon=0.1,
-        net_arch=[],  # the extractor is all but the last layer
-        features_extractor_class="MinAtarNetwork",
-        optimizer_class="RMSprop",
-        optimizer_kwargs={"alpha": 0.95, "eps": 0.01, "momentum": 0.95, "centered": True},
-    ),
-    100_000,
-    policy="CnnPolicy",
+    MINATAR, _dqn(2.5e-4, 32, 100_000, 5_000, 1000, 1, 1, 0.1, **_MINATAR), 100_000, "CnnPolicy"
 )
 FOR_ANY = PeerSettings(
-    DEFAULTS, _dqn(1e-4, 32, 1_000_000, 100, 10_000, (4, 1), 0.05, net_arch=[64, 64]), None
+    DEFAULTS, _dqn(1e-4, 32, 1_000_000, 100, 10_000, 4, 1, 0.05, net_arch=[64, 64]), None
 )
 
 

@@ -10,7 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from async_dqn.config.config import UserError, usable_cores
+from async_dqn.config.config import UserError
+from async_dqn.config.cores import usable_cores
 from async_dqn.config.fields import refuse
 from async_dqn.config.options import Parser
 from async_dqn.report import markup

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from async_dqn.algorithms.exploration import schedule
-from async_dqn.config.config import Config, UserError, usable_cores
+from async_dqn.config.config import Config, UserError
+from async_dqn.config.cores import usable_cores
 from async_dqn.config.defaults import by_environment
 from async_dqn.config.extension import find, plain_name, traits_of
 from async_dqn.config.fields import describe_error, is_foreign
