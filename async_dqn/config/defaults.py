@@ -17,8 +17,7 @@ FEW_STEPS = 100_000  # so small a budget too
 KINDS = {  # by what observations are, what the settings are for
     "table": "numbered states",
     "vector": "vectors, normalised by their running mean and deviation",
-    "image": "images",
-    "parts": "observations of several parts",
+    "image": "images, alone or beside others",
 }
 SCARCE = "scarce"
 IMAGE_UPDATE_S = 0.01  # about, of a batch through convolutions on one core
@@ -70,11 +69,7 @@ def _sides(info: Any) -> list[int]:
 
 def _kinds(info: Any, steps: int, chosen: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Files of `by_kind`, later ones over earlier ones, and what they are for."""
-    kind = info.kind
-    if kind == "parts" and all(part.kind != "image" for part in info.parts):
-        kind = "vector"  # and a mask
-    if kind == "vector" and info.counted:
-        kind = "table"
+    kind = "image" if max(_sides(info)) else "table" if info.counted else "vector"
     kinds, reasons = [kind], [KINDS[kind]]
     scarce = []
     if info.step_s > SLOW_S:
