@@ -18,7 +18,16 @@ from async_dqn.training.divergence import roll_back
 from runs import Trainer
 
 HUGE = ("--import", "scripted_ids", "--env", "Scripted/HugeReward-v0", "--steps", "100000")
-HUGE += ("--envs-per-worker", "4", "--eval-every", "100000", "--eval-episodes", "2")
+HUGE += (
+    "--defaults",
+    "fixed",
+    "--envs-per-worker",
+    "4",
+    "--eval-every",
+    "100000",
+    "--eval-episodes",
+    "2",
+)
 MODES = {"serial": ("--mode", "serial", "--workers", "1"), "async": ("--workers", "2")}
 
 
