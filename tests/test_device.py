@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from async_dqn.config.config import Config, UserError
-from async_dqn.envs.spec import EnvSpec
+from async_dqn.envs.spec import EnvInfo, EnvSpec
 from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import OnDevice, QNetwork
 from async_dqn.parameters.flat_network import FlatNetwork
@@ -67,7 +67,8 @@ def test_a_network_gives_the_same_values_and_gradients_on_a_device(device, varia
 def test_a_learner_computes_where_the_device_says(device) -> None:
     config = Config.from_flat({"env": "CartPole-v1", "device": device})
     structure = Architecture("mlp", (4,), 1.0, 2, (8,), True, False)
-    run_spec = RunSpec(config, EnvSpec.of(config.environment), None, structure)
+    info = EnvInfo("vector", (4,), "float32", 1.0, None, None, 2, 1, 100)
+    run_spec = RunSpec(config, EnvSpec.of(config.environment), info, structure)
     assert FlatNetwork(run_spec.learning_network()).vector.device.type == device
     assert FlatNetwork(run_spec.network()).vector.device.type == "cpu"
 

@@ -15,8 +15,11 @@ from async_dqn.algorithms.exploration import (
     schedule,
 )
 from async_dqn.config.config import Config
+from async_dqn.envs.spec import EnvInfo
 from async_dqn.networks import architecture
 from async_dqn.workers.run_spec import RunSpec
+
+INFO = EnvInfo("vector", (4,), "float32", 1.0, None, None, 2, 1, 100)
 
 
 def test_ladder_is_within_one_environment_of_its_proportions_for_1_to_64() -> None:
@@ -73,7 +76,7 @@ def test_epsilons_at_a_global_step_are_the_same_at_every_number_of_workers(
         count = 32 // workers
         settings = {"workers": workers, "envs_per_worker": count, "epsilon_steps": 1000}
         run_spec = RunSpec(
-            Config.from_flat({**settings, "exploration": exploration}), None, None, None
+            Config.from_flat({**settings, "exploration": exploration}), None, INFO, None
         )
         parts = [run_spec.exploration.of(worker, count).at(step) for worker in range(workers)]
         return np.concatenate(parts)
@@ -86,7 +89,7 @@ def test_epsilons_at_a_global_step_are_the_same_at_every_number_of_workers(
 
 
 def test_a3c_explores_by_its_policy_alone() -> None:
-    run_spec = RunSpec(Config.from_flat({"algorithm": "a3c", "workers": 1}), None, None, None)
+    run_spec = RunSpec(Config.from_flat({"algorithm": "a3c", "workers": 1}), None, INFO, None)
     assert not run_spec.exploration.at(0).any()
 
 

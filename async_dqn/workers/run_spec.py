@@ -48,9 +48,8 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         """Every process takes masks from where the trainer found them."""
-        masks = getattr(self.info, "masks", None)
-        if masks is not None:
-            object.__setattr__(self, "spec", replace(self.spec, masks=masks))
+        if self.info.masks is not None:
+            object.__setattr__(self, "spec", replace(self.spec, masks=self.info.masks))
 
     def packed(self) -> bytes:
         """By cloudpickle: what is from a script, a notebook or a function goes as its code, as a
