@@ -43,7 +43,7 @@ def small_shape(name: str) -> tuple[int, ...]:
 
 
 def info(shape: tuple[int, ...]) -> SimpleNamespace:
-    return SimpleNamespace(observation_shape=shape, scale=0.5, num_actions=2)
+    return SimpleNamespace(observation_shape=shape, scale=0.5, num_actions=2, actions=None)
 
 
 def config(**settings) -> Config:

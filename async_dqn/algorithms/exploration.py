@@ -135,11 +135,12 @@ class Policy(NamedTuple):
     """A stochastic policy over Q-values with a strength per row.
 
     `act(q_values [N, A], strength [N], generator)` draws actions [N] and says which of them are
-    greedy [N]; `probabilities(q_values, strength)` [N, A] are those it draws with.
+    greedy [N]; `probabilities(q_values, strength)` [N, A] are those it draws with, for methods
+    that ask for them.
     """
 
     act: Callable[[Floats, Floats, np.random.Generator], Choice]
-    probabilities: Callable[[Floats, Floats], Floats]
+    probabilities: Callable[[Floats, Floats], Floats] | None = None
 
 
 def epsilon_greedy(q_values: Floats, epsilon: Floats, generator: np.random.Generator) -> Choice:

@@ -6,6 +6,7 @@ from async_dqn.config.config import Config, UserError
 from async_dqn.config.cores import has_bfloat16
 from async_dqn.config.extension import traits_of
 from async_dqn.config.fields import is_foreign
+from async_dqn.config.rules import check_branching
 
 NETWORKS = {
     "linear": "no hidden layer, for vectors; a table where observations are Discrete",
@@ -18,6 +19,7 @@ NETWORKS = {
 }
 MINIMUM_SIDE = {"small-conv": 3, "nips": 20, "nature": 36, "impala": 1, "conv": 3}
 FOR_VECTORS = ("linear", "mlp")
+MAX_ACTIONS = 4096  # combinations of action components with an output each
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class Architecture:
     low: tuple[float, ...] | None = None  # with high the bounds of a vector to map to [-1, 1]
     high: tuple[float, ...] | None = None
     normalize: bool = False  # vectors, by running mean and deviation
+    branches: tuple[int, ...] = ()  # outputs of each action component, if they are in groups
+
+    @property
+    def outputs(self) -> int:
+        """The width of the head."""
+        return sum(self.branches) or self.num_actions
 
 
 def choose(config: Config, info) -> Architecture:
@@ -49,7 +57,7 @@ def choose(config: Config, info) -> Architecture:
     `--network auto` goes by the observation's shape.
 
     Raises:
-        UserError: the network asked for does not fit the observation.
+        UserError: the network asked for does not fit the observation, or the actions.
     """
     network, shape = config.network, tuple(info.observation_shape)
     name = _by_shape(shape) if network.network == "auto" else network.network
@@ -78,6 +86,7 @@ def choose(config: Config, info) -> Architecture:
         low=info.low if network.input_scaling else None,
         high=info.high if network.input_scaling else None,
         normalize=network.normalize_observations,
+        branches=_branches(config, info),
     )
 
 
@@ -87,6 +96,31 @@ def _head(config: Config) -> str:
         return head
     distributional = config.network.distributional
     return "q" if distributional == "none" else distributional
+
+
+def _branches(config: Config, info) -> tuple[int, ...]:
+    """The sizes of the groups of outputs, one for each action component; () for one group."""
+    env, asked, count = config.environment.env, config.network.branching, info.num_actions
+    sizes = () if info.actions is None else tuple(info.actions["sizes"])
+    if not sizes:
+        if asked == "on":
+            raise UserError(f"--branching on is for actions of components, {env} has none; drop it")
+        return ()
+    if asked == "off" and count > MAX_ACTIONS:
+        raise UserError(
+            f"{env} has {count} combinations of actions, more than the {MAX_ACTIONS} that can have "
+            "an output each; drop --branching off"
+        )
+    if asked == "off" or (asked == "auto" and count <= MAX_ACTIONS):
+        return ()
+    if sum(sizes) > MAX_ACTIONS:
+        advice = "lower --action-bins" if info.actions["kind"] == "bins" else "use fewer"
+        raise UserError(
+            f"{env} has actions whose components have {sum(sizes)} values together, more than "
+            f"{MAX_ACTIONS}; {advice}"
+        )
+    check_branching(config)
+    return sizes
 
 
 def _check_fit(name: str, shape: tuple[int, ...]) -> None:
