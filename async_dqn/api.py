@@ -27,7 +27,7 @@ from async_dqn.config.extension import OPEN, bring, find
 from async_dqn.config.fields import either
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make
-from async_dqn.envs.actions import action_table
+from async_dqn.envs.actions import own_actions
 from async_dqn.envs.masks import SOURCES
 from async_dqn.envs.rows import row_writer
 from async_dqn.envs.spaces import MASK, split_batch
@@ -168,10 +168,10 @@ class AsyncDQN:
         with torch.inference_mode():
             output, state = self.network.net(torch.from_numpy(batch), state)
         strength = np.full(len(batch), epsilon, np.float32)
-        actions = output.q_values.numpy().argmax(axis=1)
+        actions = self.run_spec.actions.best(output.q_values.numpy())
         if not deterministic:
             actions, _ = self._algorithm.act(output, strength, self._generator)
-        own = self._actions[actions]
+        own = self._own_actions(actions)
         if single:
             own = int(own[0]) if self.run_spec.info.actions is None else own[0]
         return own, state
@@ -179,8 +179,9 @@ class AsyncDQN:
     def q_values(self, observations: Any, mask: Any = None) -> NDArray[np.float32]:
         """Q-values float32 [N, A] of a batch of observations (or [1, A] of a single one).
 
-        `mask` as of `predict`; the values of illegal actions are -inf. Of a recurrent agent: at
-        the start of an episode.
+        `mask` as of `predict`; the values of illegal actions are -inf. With one head for each
+        component of actions (`branching`) theirs side by side, the value of an action being the
+        mean over its components. Of a recurrent agent: at the start of an episode.
         """
         self._refresh()
         with torch.inference_mode():
@@ -288,7 +289,7 @@ class AsyncDQN:
         self.run_spec = RunSpec(
             self.config, spec, info, architecture.choose(self.config, info), own
         )
-        self._space, self._actions = _interface(self.run_spec.spec, info)
+        self._space, self._own_actions = _interface(self.run_spec.spec, info)
         self._algorithm = self.run_spec.algorithm
         self._generator = np.random.default_rng()
 
@@ -367,13 +368,15 @@ def _as_one(callback: Callback | Sequence[Callback] | None) -> Callback | None:
     return called
 
 
-def _interface(spec: EnvSpec, info: EnvInfo) -> tuple[gymnasium.Space, NDArray]:
-    """The environment's own observation space, and its actions [A, ...] by number."""
+def _interface(
+    spec: EnvSpec, info: EnvInfo
+) -> tuple[gymnasium.Space, Callable[[NDArray[np.int64]], NDArray]]:
+    """The environment's own observation space, and what gives its actions [N, ...] by number."""
     if spec.is_atari:
         images = gymnasium.spaces.Box(0, 255, info.observation_shape, np.uint8)
-        return images, np.arange(info.num_actions)
+        return images, lambda numbers: numbers
     env, _ = make.make_env(spec)
     try:
-        return env.observation_space, action_table(env)
+        return env.observation_space, own_actions(env)
     finally:
         env.close()

@@ -362,6 +362,31 @@ class SpacesEnv(gymnasium.Env):
         return self.last, 0.0, False, False, {}
 
 
+class MatchEnv(gymnasium.Env):
+    """Shows a value for each component of an action; the reward is the share that is met.
+
+    Episodes last 10 steps; the best return is 10, that of random actions a third of it.
+    """
+
+    def __init__(self, components: int = 10) -> None:
+        self.observation_space = spaces.Box(-1, 1, (components,), np.float32)
+        self.action_space = spaces.MultiDiscrete([3] * components)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self._steps = 0
+        return self._shown(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        reward = float((action == self._wanted).mean())
+        self._steps += 1
+        return self._shown(), reward, self._steps == 10, False, {}
+
+    def _shown(self) -> np.ndarray:
+        self._wanted = self.np_random.integers(0, 3, self.action_space.shape)
+        return (self._wanted - 1).astype(np.float32)
+
+
 class OldGymEnv(ChainEnv):
     """The interface before Gymnasium: 4 values from step, and from reset the observation alone."""
 
@@ -453,6 +478,7 @@ IDS: dict[str, dict[str, Any]] = {
     "Scripted/Faulty-v0": {"entry_point": "scripted_envs:FaultyEnv", "max_episode_steps": 50},
     "Scripted/Dying-v0": {"entry_point": "scripted_envs:DyingEnv", "max_episode_steps": 50},
     "Scripted/HugeReward-v0": {"entry_point": "scripted_envs:HugeRewardEnv"},
+    "Scripted/Match-v0": {"entry_point": "scripted_envs:MatchEnv"},
     "Scripted/Slow-v0": {"entry_point": "scripted_envs:SlowEnv"},
     "Scripted/Changing-v0": {"entry_point": "scripted_envs:ChangingEnv"},
     "Scripted/OldGym-v0": {"entry_point": "scripted_envs:OldGymEnv"},

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import gymnasium
 import numpy as np
@@ -12,7 +12,8 @@ from gymnasium import spaces
 from scripted_envs import SpacesEnv
 
 from async_dqn import AsyncDQN
-from async_dqn.config.config import UserError
+from async_dqn.config.config import Config, UserError
+from async_dqn.config.options import parse_train
 from async_dqn.envs.make import EnvInfo, EnvSpec, make_vector, probe
 from async_dqn.runs import checkpoint
 from async_dqn.training import training
@@ -24,7 +25,9 @@ WHOLE = spaces.Box(np.array([-1, 3], np.int64), np.array([1, 4], np.int64), dtyp
 SERIAL = {"mode": "serial", "workers": 1, "envs_per_worker": 4, "hidden": (8,), "eval_episodes": 2}
 
 
-def spec(actions: spaces.Space, bins: int = 5, observations: spaces.Space = PLACE) -> EnvSpec:
+def spec(
+    actions: spaces.Space, bins: int | tuple = 5, observations: spaces.Space = PLACE
+) -> EnvSpec:
     kwargs = {"observation_space": observations, "action_space": actions}
     return EnvSpec(SpacesEnv, kwargs, action_bins=bins)
 
@@ -65,6 +68,28 @@ def test_bins_cover_the_box_from_corner_to_corner() -> None:
     assert np.allclose(received, list(centres), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("text", "bins"), [("5", 5), ("1e1", 10), ("3,5,3", (3, 5, 3)), ("3, 5", "--action-bins must")]
+)
+def test_bins_are_one_number_or_a_list_and_stored_as_such(text, bins) -> None:
+    if isinstance(bins, str):
+        with pytest.raises(UserError, match=bins):
+            parse_train(["--action-bins", text])
+        return
+    given = parse_train(["--action-bins", text])
+    config = Config.from_flat(given)
+    assert config.environment.action_bins == bins == EnvSpec.of(config.environment).action_bins
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == replace(
+        config, environment=replace(config.environment, defaults="fixed")
+    )
+
+
+def test_bins_of_each_dimension() -> None:
+    received = taken(spec(PLANE, bins=(2, 3)))
+    assert np.allclose(received, list(itertools.product((-0.5, 0.5), (1, 3, 5))), atol=1e-6)
+    assert probe(spec(PLANE, bins=(2, 3))).actions["sizes"] == [2, 3]
+
+
 @pytest.mark.parametrize("space", [PLANE, JOINTS, spaces.MultiBinary((2, 2)), WHOLE])
 def test_the_mapping_says_what_the_numbers_mean(space: spaces.Space) -> None:
     info = probe(spec(space, bins=4))
@@ -93,10 +118,12 @@ def test_pendulum_and_plain_actions() -> None:
     [
         (spaces.Box(-1, np.inf, (2,)), 5, r"^SpacesEnv has Box\(2,\) actions without finite "),
         (spaces.Box(-3.4e38, 3.4e38, (2,)), 5, "without finite bounds; give its action space a"),
-        (spaces.Box(-1, 1, (4,)), 9, "would have 6561 actions, more than 4096; lower --action-b"),
-        (spaces.Box(-1, 1, (900,)), 2, r"over 10\^12 actions, .*; use fewer action dimensions"),
-        (spaces.MultiDiscrete([70, 70]), 5, "have 4900 actions, .*; use fewer action components"),
-        (spaces.MultiBinary(13), 5, "have 8192 actions, .*; use fewer action components"),
+        (spaces.Box(-1, 1, (62,)), 3, "more combinations of actions than .*; lower --action-bins$"),
+        (spaces.Box(-1, 1, (900,)), 2, "numbers of 64 bits can count; use fewer action dimensions"),
+        (spaces.MultiDiscrete([2**32] * 2), 5, "64 bits can count; use fewer action components$"),
+        (spaces.MultiBinary(63), 5, "SpacesEnv has more combinations of actions than numbers of"),
+        (PLANE, (3, 5, 3), "^--action-bins lists 3 dimensions, the actions of SpacesEnv have 2; l"),
+        (JOINTS, (3, 5), r"^--action-bins lists dimensions, and SpacesEnv has Multi.* drop it$"),
         (spaces.Tuple([]), 5, r"needs a Discrete action space; SpacesEnv has Tuple\(\.\.\.\): ch"),
         (spaces.Dict({}), 5, "Discrete, MultiDiscrete, MultiBinary or Box actions$"),
     ],

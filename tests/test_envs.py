@@ -479,7 +479,7 @@ class TestRefusals:
                 r'needs MinAtar; pip install -e "\.\[minatar\]"',
             ),
             ("LunarLander-v3", "Box2D", r'needs Box2D; pip install -e "\.\[box2d\]"'),
-            ("Hopper-v5", "mujoco", r'needs MuJoCo; pip install "gymnasium\[mujoco\]"'),
+            ("Hopper-v5", "mujoco", r'needs MuJoCo; pip install -e "\.\[mujoco\]"'),
         ],
     )
     def test_missing_packages(

@@ -123,7 +123,7 @@ def test_other_settings_may_change_and_each_is_noted(capsys, run):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--env", "Pendulum-v1", "--action-bins", "5000"), "would have 5000 actions, more than"),
+        (("--env", "Pendulum-v1", "--action-bins", "5000"), "have 5000 values together, more"),
         (("--env", "CartPole-v99"), "CartPole has versions v0, v1 (asked v99)"),
         (("--env", "evil:Foo-v0"), "add --import evil if you trust it"),
         (("--network", "nature"), "the nature network does not fit a vector"),

@@ -116,17 +116,20 @@ class Persistence:
     def prolong(
         self,
         choice: Choice,
-        q_values: Floats,
+        q_values: Floats | None,
         starts: NDArray[np.bool_],
         generator: np.random.Generator,
     ) -> Choice:
         """The choice [B] with what goes on in place of it, while that is legal.
 
-        By `q_values` [B, A] illegal actions are known; `starts` [B] marks new episodes.
+        Where actions can be illegal they are known by `q_values` [B, A]; `starts` [B] marks new
+        episodes.
         """
         actions, greedy = choice
-        illegal = q_values[np.arange(len(actions)), self._actions] <= ILLEGAL
-        self._left[starts | illegal] = 0
+        self._left[starts] = 0
+        if q_values is not None:
+            illegal = q_values[np.arange(len(actions)), self._actions] <= ILLEGAL
+            self._left[illegal] = 0
         lasting = self._left > 0
         actions = np.where(lasting, self._actions, actions)
         greedy = greedy & ~lasting
@@ -146,11 +149,12 @@ class Policy(NamedTuple):
     """A stochastic policy over Q-values with a strength per row.
 
     `act(q_values [N, A], strength [N], generator)` draws actions [N] and says which of them are
-    greedy [N]; `probabilities(q_values, strength)` [N, A] are those it draws with.
+    greedy [N]; `probabilities(q_values, strength)` [N, A] are those it draws with, for methods
+    that ask for them.
     """
 
     act: Callable[[Floats, Floats, np.random.Generator], Choice]
-    probabilities: Callable[[Floats, Floats], Floats]
+    probabilities: Callable[[Floats, Floats], Floats] | None = None
 
 
 def epsilon_greedy(q_values: Floats, epsilon: Floats, generator: np.random.Generator) -> Choice:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from async_dqn.algorithms.actions import FLAT, Flat
 from async_dqn.algorithms.exploration import EPSILON_GREEDY, Choice, Floats, Policy
 from async_dqn.algorithms.returns import lambda_returns, rescale, unscale
 from async_dqn.algorithms.rollout import Rollout
@@ -36,6 +37,7 @@ class QLearning:
     watkins: bool = False  # cut the return before an exploratory action
     rescaled: bool = False  # the network's outputs are h(Q) (Pohlen et al. 2018)
     policy: Policy = EPSILON_GREEDY
+    actions: Flat = FLAT  # what Q-values say of them
     asks_network: ClassVar[bool] = False  # for targets: Q-values seen while acting do not suffice
 
     def act(self, output: QOutput, epsilon: Floats, generator: np.random.Generator) -> Choice:
@@ -47,7 +49,7 @@ class QLearning:
         targets = rollout.targets
         if targets is None:
             targets = self.targets(online, target, rollout)
-        return squared_loss(online, rollout, targets)
+        return squared_loss(online, rollout, targets, self.actions)
 
     def fix_targets(self, rollout: Rollout) -> None:
         """Compute them once for several passes without a target network, if none asks a network."""
@@ -79,7 +81,7 @@ class QLearning:
             if rollout.greedy is not None:
                 lam *= rollout.greedy[1:]
             else:
-                lam *= rollout.actions[1:] == acting.argmax(axis=2)
+                lam *= rollout.actions[1:] == self.actions.best(acting)
         return lam
 
     def rewards(self, online: nn.Module, target: nn.Module | None, rollout: Rollout) -> Floats:
@@ -94,8 +96,8 @@ class QLearning:
         `acting` [K, A] are those of the acting network, where the method asks for them.
         """
         if not self.double:
-            return q_values.max(axis=1)
-        return q_values[np.arange(len(rows)), acting.argmax(axis=1)]
+            return self.actions.maximum(q_values)
+        return self.actions.taken(q_values, self.actions.best(acting))
 
     def asks_acting(self, rollout: Rollout) -> bool:
         """Whether the targets read the acting network beside the target network."""

@@ -8,8 +8,9 @@ import numpy as np
 from torch import nn
 
 from async_dqn.algorithms.a3c import ActorCritic
+from async_dqn.algorithms.actions import FLAT, Branched, Flat
 from async_dqn.algorithms.distributional import Categorical, Quantile
-from async_dqn.algorithms.exploration import BOLTZMANN, EPSILON_GREEDY, Choice, Floats
+from async_dqn.algorithms.exploration import BOLTZMANN, EPSILON_GREEDY, Choice, Floats, Policy
 from async_dqn.algorithms.munchausen import Munchausen
 from async_dqn.algorithms.one_step_sarsa import Sarsa
 from async_dqn.algorithms.q_learning import QLearning
@@ -29,11 +30,12 @@ class Algorithm(Protocol):
         """The loss of the rollout, of which some weight must not be 0."""
 
 
-def _q_learning(lam: Callable[[Config], float]) -> Callable[[Config], Algorithm]:
+def _q_learning(lam: Callable[[Config], float]) -> Callable[[Config, Flat], Algorithm]:
     """Q-learning with this trace, in the variant the settings name."""
 
-    def build(config: Config) -> Algorithm:
-        common = {"lam": lam(config), "double": config.algorithm.double, **_common(config)}
+    def build(config: Config, actions: Flat) -> Algorithm:
+        common = {"lam": lam(config), "double": config.algorithm.double}
+        common |= _common(config, actions)
         watkins = config.algorithm.algorithm == "q-lambda" and config.algorithm.trace == "watkins"
         common["watkins"] = watkins
         network = config.network
@@ -46,31 +48,33 @@ def _q_learning(lam: Callable[[Config], float]) -> Callable[[Config], Algorithm]
     return build
 
 
-def _common(config: Config) -> dict[str, Any]:
-    boltzmann = config.exploration.exploration == "boltzmann"
-    policy = BOLTZMANN if boltzmann else EPSILON_GREEDY
-    return {"rescaled": config.algorithm.value_rescaling, "policy": policy}
+def _common(config: Config, actions: Flat) -> dict[str, Any]:
+    policy = BOLTZMANN if config.exploration.exploration == "boltzmann" else EPSILON_GREEDY
+    if isinstance(actions, Branched):
+        policy = Policy(actions.explore)
+    return {"rescaled": config.algorithm.value_rescaling, "policy": policy, "actions": actions}
 
 
-BUILDERS: dict[str, Callable[[Config], Algorithm]] = {
+BUILDERS: dict[str, Callable[[Config, Flat], Algorithm]] = {
     "one-step-q": _q_learning(lambda config: 0.0),
-    "one-step-sarsa": lambda config: Sarsa(lam=0.0, **_common(config)),
+    "one-step-sarsa": lambda config, actions: Sarsa(lam=0.0, **_common(config, actions)),
     "n-step-q": _q_learning(lambda config: 1.0),
     "q-lambda": _q_learning(lambda config: config.algorithm.lam),
-    "a3c": lambda config: ActorCritic(config.algorithm.entropy_weight),
+    "a3c": lambda config, actions: ActorCritic(config.algorithm.entropy_weight),
 }
 
 
-def build_algorithm(config: Config, own: Any = None) -> Algorithm:
+def build_algorithm(config: Config, own: Any = None, actions: Flat = FLAT) -> Algorithm:
     """Build the algorithm that the settings name; `own` is that of the user, if it is theirs.
 
     One built on `QLearning` gets the variants that its traits declare.
     """
     if own is None:
-        return BUILDERS[config.algorithm.algorithm](config)
+        return BUILDERS[config.algorithm.algorithm](config, actions)
     if not isinstance(own, QLearning):
         return own
-    fields = {"double": config.algorithm.double, **_common(config)}
-    variants = {"double": "double", "rescaled": "value_rescaling", "policy": "boltzmann"}
+    fields = {"double": config.algorithm.double, **_common(config, actions)}
+    variants = {"double": "double", "rescaled": "value_rescaling", "actions": "branching"}
+    variants["policy"] = "branching" if isinstance(actions, Branched) else "boltzmann"
     taken = {n: value for n, value in fields.items() if variants[n] in own.traits.variants}
     return replace(own, **taken)

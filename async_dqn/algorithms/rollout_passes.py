@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from async_dqn.algorithms.actions import FLAT, Flat
 from async_dqn.algorithms.rollout import Rollout, flat
 from async_dqn.networks.network import QOutput
 
@@ -39,7 +40,9 @@ def weighted_loss(
     return LossOutput(loss.item(), chosen.mean().item(), errors.detach().numpy(), loss.backward)
 
 
-def squared_loss(net: nn.Module, rollout: Rollout, targets: NDArray[np.float32]) -> LossOutput:
+def squared_loss(
+    net: nn.Module, rollout: Rollout, targets: NDArray[np.float32], actions: Flat = FLAT
+) -> LossOutput:
     """Half the squared error of the actions taken from `targets` [T, B], as `weighted_loss`.
 
     The gradient in closed form: in a small batch the graph of a loss costs as much as that of the
@@ -47,12 +50,11 @@ def squared_loss(net: nn.Module, rollout: Rollout, targets: NDArray[np.float32])
     """
     q_values, backward = _learning_pass(net, rollout)
     values, weights = q_values.detach().numpy(), rollout.weights.reshape(-1)
-    taken = np.arange(len(values)), rollout.actions[:-1].reshape(-1)
-    chosen = values[taken]
+    numbers = rollout.actions[:-1].reshape(-1)
+    chosen = actions.taken(values, numbers)
     errors = chosen - targets.reshape(-1)
     slopes = errors * (weights / np.add.reduce(weights))
-    gradient = np.zeros(values.shape, np.float32)
-    gradient[taken] = slopes
+    gradient = actions.gradient(values.shape[1], numbers, slopes)
     loss, q_mean = 0.5 * float(slopes.dot(errors)), float(np.add.reduce(chosen)) / len(chosen)
     return LossOutput(loss, q_mean, np.abs(errors), partial(backward, torch.from_numpy(gradient)))
 

@@ -20,6 +20,7 @@ OPEN = ("algorithm", "network", "exploration", "target")
 
 Q_VARIANTS = frozenset(
     {"double", "munchausen", "value_rescaling", "distributional", "dueling", "boltzmann"}
+    | {"branching"}
 )
 
 

@@ -71,6 +71,7 @@ class Range(NamedTuple):
 
 COUNT = Range("a whole number from 1", lambda n: n >= 1)
 FROM_TWO = Range("a whole number from 2", lambda n: n >= 2)
+BINS = Range("a whole number from 2, or a list of such", lambda n: n >= 2)
 COUNT_OR_NONE = Range("from 1, or none", lambda n: n >= 1)
 SEED = Range("within [0, 2^63)", lambda n: 0 <= n < 2**63)
 CODES = Range(
@@ -121,6 +122,7 @@ class Setting:
     name: str
     kind: type  # int, float, bool, str, tuple (of `item`) or dict
     item: type | None
+    or_one: bool  # an item alone stands for the tuple
     optional: bool
     help: str
     unit: str
@@ -133,12 +135,13 @@ class Setting:
     def of(cls, section: str, field: dataclasses.Field) -> "Setting":
         """Read from a field made by `setting`."""
         union = isinstance(field.type, types.UnionType)
-        kind = typing.get_args(field.type)[0] if union else field.type
+        kind, *others = typing.get_args(field.type) if union else (field.type,)
         item = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
         about = dict(field.metadata)
         default = about.pop("words") or _default_words(field.default)
-        kind = typing.get_origin(kind) or kind
-        return cls(section, field.name, kind, item, union, default=default, **about)
+        kind, optional = typing.get_origin(kind) or kind, types.NoneType in others
+        or_one = item in others
+        return cls(section, field.name, kind, item, or_one, optional, default=default, **about)
 
     @property
     def option(self) -> str:
@@ -310,12 +313,14 @@ def _check_text(about: Setting, value: Any, label: str) -> str:
     return value
 
 
-def _check_list(about: Setting, value: Any, label: str) -> tuple:
+def _check_list(about: Setting, value: Any, label: str) -> tuple | int:
     if about.item is str:
         if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
             raise refuse(label, "a list of module names", value)
         return tuple(value)
     assert about.within
+    if about.or_one and (not isinstance(value, list | tuple) or len(value) == 1):
+        return _check_whole(about, value[0] if isinstance(value, list | tuple) else value, label)
     whole = isinstance(value, list | tuple) and all(type(width) is int for width in value)
     if not whole or not value or not all(map(about.within.holds, value)):
         raise refuse(label, about.within.words, value)

@@ -29,6 +29,7 @@ METAVARS_BY_NAME = {
     "env": "ID",
     "import_modules": "MODULE",
     "runs_dir": "DIR",
+    "action_bins": "N|N,N",
     "resume": "RUN|auto",
     "image_codes": "auto|none|N",
 }

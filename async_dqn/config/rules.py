@@ -214,6 +214,41 @@ RULES = (
     ),
 )
 
+# What does not go with one group of outputs for each action component, whether asked for or not.
+NOT_BRANCHING = (
+    Rule(
+        lambda c: not _takes("branching")(c),
+        "actions of so many components have one head each (--branching), which one-step-q, "
+        "n-step-q and q-lambda can learn, or your own QLearning that declares branching; "
+        "choose one",
+    ),
+    Rule(
+        lambda c: c.algorithm.munchausen,
+        "--munchausen needs the probability of an action, not one for each of its components "
+        "(--branching); drop it",
+    ),
+    Rule(
+        lambda c: c.network.distributional != "none",
+        "--distributional needs the distribution of an action, which those of its components "
+        "(--branching) do not give; drop it",
+    ),
+    Rule(
+        lambda c: c.algorithm.value_rescaling,
+        "--value-rescaling learns h(Q), which is no mean over the components of an action "
+        "(--branching); use --scale-rewards",
+    ),
+    Rule(
+        lambda c: c.exploration.exploration == "boltzmann",
+        "--exploration boltzmann draws from the values of actions, not of their components "
+        "(--branching); choose epsilon",
+    ),
+    Rule(
+        lambda c: c.parallel.model_parallel,
+        "--model-parallel has one output for each action in its last stage, not for each of its "
+        "components (--branching); drop it",
+    ),
+)
+
 # Settings that do nothing unless another has a certain value; the user's own code is none of them.
 ACTS_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "sync_average": ("mode", ("sync",)),
@@ -259,6 +294,13 @@ def check_combination(config: Config) -> None:
     if exploration.exploration == "epsilon" and final > start:
         hint = f"is above the starting value {start:g}; lower it or raise --epsilon-start"
         raise UserError(f"--epsilon-final {final:g} {hint}")
+
+
+def check_branching(config: Config) -> None:
+    """The same for a network with one group of outputs for each action component."""
+    for rule in NOT_BRANCHING:
+        if rule.refused(config):
+            raise UserError(rule.reason)
 
 
 def _check_variants(config: Config) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from async_dqn.config.cores import usable_cores
 from async_dqn.config.fields import (
     BELOW_ONE,
+    BINS,
     CODES,
     COUNT,
     COUNT_OR_NONE,
@@ -73,8 +74,11 @@ class EnvironmentConfig(SettingsSection):
             "fixed": "as listed here",
         },
     )
-    action_bins: int = setting(
-        5, "values per dimension of continuous actions", unit="bins", within=FROM_TWO
+    action_bins: tuple[int, ...] | int = setting(
+        5,
+        "values per dimension of continuous actions, one number for all or a list of theirs",
+        unit="bins",
+        within=BINS,
     )
     env_backend: str = setting(
         "gymnasium",
@@ -182,6 +186,11 @@ class NetworkConfig(SettingsSection):
         choices={"float32": "", "bfloat16": "where the CPU has instructions for it"},
     )
     dueling: bool = setting(False, "separate streams for state value and advantages")
+    branching: str = setting(
+        "auto",
+        "one head for each component of actions, not an output for each combination",
+        choices={"auto": "where there are more than 4096", "on": "", "off": ""},
+    )
     distributional: str = setting(
         "none",
         "what is learned of the return",

@@ -1,4 +1,4 @@
-"""Action spaces as numbers 0..A-1, all that Q-learning can choose from.
+"""Action spaces as numbers 0..A-1, in which actions are chosen, stored and learned from.
 
 Box actions are cut into bins by gymnasium's own wrapper, whose actions are the bins' centres;
 MultiDiscrete and MultiBinary vectors, and Boxes of whole numbers, are numbered in mixed radix.
@@ -6,6 +6,7 @@ Discrete spaces stay as they are.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -16,7 +17,7 @@ from gymnasium.wrappers import DiscretizeAction
 from async_dqn.config.config import UserError
 from async_dqn.envs.spaces import describe, num_actions
 
-MAX_ACTIONS = 4096
+TABLED = 4096  # actions of which a table is made
 
 
 class MixedRadixAction(gymnasium.ActionWrapper):
@@ -34,17 +35,25 @@ class MixedRadixAction(gymnasium.ActionWrapper):
         return vector.reshape(self.vectors.shape) + component_starts(self.vectors)
 
 
-def numbered(env: gymnasium.Env, bins: int, name: str) -> gymnasium.Env:
+def numbered(env: gymnasium.Env, bins: int | tuple[int, ...], name: str) -> gymnasium.Env:
     """The environment with a Discrete action space; Box actions get `bins` values per dimension,
     those of whole numbers every one.
 
-    Raises UserError for spaces that cannot be numbered, Box without finite bounds, and more than
-    4096 actions.
+    Raises UserError for spaces that cannot be numbered, Box without finite bounds, bins for other
+    dimensions, and more actions than numbers of 64 bits.
     """
     space = env.action_space
     if isinstance(space, spaces.Box) and space.dtype.kind == "f":
-        _check_box(space, bins, name)
+        bins = _checked_bins(space, bins, name)
+        fits = 2 ** len(bins) < 2**63
+        advice = "lower --action-bins" if fits else "use fewer action dimensions"
+        _check_count(math.prod(bins), name, advice)
         return DiscretizeAction(env, bins)
+    if not isinstance(bins, int):
+        raise UserError(
+            f"--action-bins lists dimensions, and {name} has {describe(space)} actions, not "
+            "continuous ones; drop it"
+        )
     if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box):
         _check_count(math.prod(component_sizes(space)), name, "use fewer action components")
         return MixedRadixAction(env)
@@ -52,12 +61,17 @@ def numbered(env: gymnasium.Env, bins: int, name: str) -> gymnasium.Env:
     return env
 
 
-def action_table(env: gymnasium.Env) -> np.ndarray:
-    """The environment's own actions [A, *shape] by number, `env` as `numbered` gives it."""
+def own_actions(env: gymnasium.Env) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives the environment's own actions [N, *shape] by their numbers [N], `env` as
+    `numbered` gives it."""
     space = env.action_space
-    if isinstance(env, DiscretizeAction | MixedRadixAction):
-        return np.stack([env.action(number) for number in range(space.n)])
-    return np.arange(space.n) + space.start
+    if not isinstance(env, DiscretizeAction | MixedRadixAction):
+        return lambda numbers: numbers + space.start
+
+    def decoded(numbers: np.ndarray) -> np.ndarray:
+        return np.stack([env.action(number) for number in numbers])
+
+    return decoded(np.arange(space.n)).__getitem__ if space.n <= TABLED else decoded
 
 
 def action_mapping(env: gymnasium.Env) -> dict[str, Any] | None:
@@ -97,7 +111,8 @@ def component_starts(space: spaces.MultiDiscrete | spaces.MultiBinary | spaces.B
     return np.zeros(space.shape, space.dtype) if start is None else np.asarray(start, space.dtype)
 
 
-def _check_box(space: spaces.Box, bins: int, name: str) -> None:
+def _checked_bins(space: spaces.Box, bins: int | tuple[int, ...], name: str) -> tuple[int, ...]:
+    """Those of every dimension."""
     with np.errstate(over="ignore"):
         finite = np.isfinite(space.high - space.low).all()  # float32 maxima overflow: no bounds
     if not finite:
@@ -106,12 +121,17 @@ def _check_box(space: spaces.Box, bins: int, name: str) -> None:
             "give its action space a finite low and high"
         )
     dimensions = math.prod(space.shape)
-    fits = 2**dimensions <= MAX_ACTIONS
-    advice = "lower --action-bins" if fits else "use fewer action dimensions"
-    _check_count(bins**dimensions, name, advice)
+    every = (bins,) * dimensions if isinstance(bins, int) else bins
+    if len(every) != dimensions:
+        raise UserError(
+            f"--action-bins lists {len(every)} dimensions, the actions of {name} have "
+            f"{dimensions}; list as many, or give one number for all"
+        )
+    return every
 
 
 def _check_count(count: int, name: str, advice: str) -> None:
-    if count > MAX_ACTIONS:
-        shown = count if count < 10**12 else "over 10^12"
-        raise UserError(f"{name} would have {shown} actions, more than {MAX_ACTIONS}; {advice}")
+    if count >= 2**63:
+        raise UserError(
+            f"{name} has more combinations of actions than numbers of 64 bits can count; {advice}"
+        )

@@ -50,7 +50,7 @@ REQUIREMENTS = {  # by namespace, or by the module of gymnasium that holds the e
     "ALE": ATARI,
     "MinAtar": MINATAR,
     "gymnasium.envs.box2d": Requirement("Box2D", "Box2D", '-e ".[box2d]"'),
-    "gymnasium.envs.mujoco": Requirement("mujoco", "MuJoCo", '"gymnasium[mujoco]"'),
+    "gymnasium.envs.mujoco": Requirement("mujoco", "MuJoCo", '-e ".[mujoco]"'),
     "gymnasium.envs.phys2d": Requirement("jax", "JAX", '"gymnasium[jax]"'),
     "gymnasium.envs.tabular": Requirement("jax", "JAX", '"gymnasium[jax]"'),
 }
@@ -75,7 +75,7 @@ class EnvSpec:
     kwargs: dict[str, Any] = field(default_factory=dict)
     import_modules: tuple[str, ...] = ()
     max_episode_steps: int | None = None
-    action_bins: int = 5
+    action_bins: int | tuple[int, ...] = 5
     backend: str = "gymnasium"
     wrap: tuple[str, ...] = ()
     eval_wrap: tuple[str, ...] = ()

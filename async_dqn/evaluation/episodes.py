@@ -51,6 +51,7 @@ class EpisodeRunner:
         alive: Callable[[], None] = lambda: None,
     ):
         self.run_spec, self.network, self._alive = run_spec, network, alive
+        self._actions = run_spec.actions
         self.confirming = confirming or run_spec.config.evaluation.eval_episodes
         self.screening = min(SCREENING_EPISODES, (self.confirming + 1) // 2)
         self.total = self.screening + self.confirming
@@ -137,7 +138,7 @@ class EpisodeRunner:
             state, every = net.initial_state(len(left)), np.arange(len(left))
             while left.any():
                 q_values, state = self._q_values(obs, state, every)
-                step = envs.step(q_values.argmax(axis=1))
+                step = envs.step(self._actions.best(q_values))
                 obs, state = step.obs, restarted(state, envs.starts(step))
                 score += step.scores
                 length += ~step.dummy
@@ -174,7 +175,7 @@ class EpisodeRunner:
 
     def _choose(self, q_values: np.ndarray, random: list[np.random.Generator]) -> np.ndarray:
         """Greedy actions [N], or with the probability `eval_epsilon` any other that is legal."""
-        best, epsilon = q_values.argmax(axis=1), self.run_spec.eval_epsilon
+        best, epsilon = self._actions.best(q_values), self.run_spec.eval_epsilon
         for row, generator in enumerate(random if epsilon else ()):
             if generator.random() < epsilon:
                 best[row] = uniform(q_values[row : row + 1], generator)[0]

@@ -8,6 +8,7 @@ from async_dqn.config.config import Config, UserError
 from async_dqn.config.cores import has_bfloat16
 from async_dqn.config.extension import traits_of
 from async_dqn.config.fields import is_foreign
+from async_dqn.config.rules import check_branching
 
 NETWORKS = {
     "linear": "no hidden layer, for vectors; a table where observations are Discrete",
@@ -22,6 +23,7 @@ MINIMUM_SIDE = {"small-conv": 3, "nips": 20, "nature": 36, "impala": 1, "conv": 
 FOR_VECTORS = ("linear", "mlp")
 # The Q-value of an illegal action: no other is so low, and sums and products with it are finite.
 ILLEGAL = -1e30
+MAX_ACTIONS = 4096  # combinations of action components with an output each
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Architecture:
     parts: tuple["Architecture", ...] = ()  # of a row [n]: images, then one vector; a torso each
     masked: bool = False  # flat rows end with which actions are legal, [num_actions]
     normalize: bool = False  # vectors, by running mean and deviation
+    branches: tuple[int, ...] = ()  # outputs of each action component, if they are in groups
+
+    @property
+    def outputs(self) -> int:
+        """The width of the head."""
+        return sum(self.branches) or self.num_actions
 
     def __post_init__(self) -> None:
         """Take what a checkpoint's JSON has made of it."""
@@ -64,8 +72,12 @@ def choose(config: Config, info) -> Architecture:
     names; the others are one vector, which dense layers take.
 
     Raises:
-        UserError: the network asked for does not fit the observation.
+        UserError: the network asked for does not fit the observation, or the actions.
     """
+    return replace(_of_observation(config, info), branches=_branches(config, info))
+
+
+def _of_observation(config: Config, info) -> "Architecture":
     if info.kind != "parts":
         seen = Seen(tuple(info.observation_shape), info.scale, info.low, info.high, info.codes)
         return _of(config, info.num_actions, seen)
@@ -153,6 +165,31 @@ def _head(config: Config) -> str:
         return head
     distributional = config.network.distributional
     return "q" if distributional == "none" else distributional
+
+
+def _branches(config: Config, info) -> tuple[int, ...]:
+    """The sizes of the groups of outputs, one for each action component; () for one group."""
+    env, asked, count = config.environment.env, config.network.branching, info.num_actions
+    sizes = () if info.actions is None else tuple(info.actions["sizes"])
+    if not sizes:
+        if asked == "on":
+            raise UserError(f"--branching on is for actions of components, {env} has none; drop it")
+        return ()
+    if asked == "off" and count > MAX_ACTIONS:
+        raise UserError(
+            f"{env} has {count} combinations of actions, more than the {MAX_ACTIONS} that can have "
+            "an output each; drop --branching off"
+        )
+    if asked == "off" or (asked == "auto" and count <= MAX_ACTIONS):
+        return ()
+    if sum(sizes) > MAX_ACTIONS:
+        advice = "lower --action-bins" if info.actions["kind"] == "bins" else "use fewer"
+        raise UserError(
+            f"{env} has actions whose components have {sum(sizes)} values together, more than "
+            f"{MAX_ACTIONS}; {advice}"
+        )
+    check_branching(config)
+    return sizes
 
 
 def _check_fit(name: str, shape: tuple[int, ...]) -> None:

@@ -1,6 +1,7 @@
 """What turns features into Q-values: linear, dueling, categorical, quantile and actor-critic heads.
 
 Every head returns a `QOutput` with `q_values` [N, A], so acting and evaluating need not know which.
+A is the number of outputs: that of actions, or of the values of all their components together.
 
 Initialisation: output layers start at a hundredth of torch's default (uniform within
 1 / sqrt(features)) and with bias 0, so that the first greedy policy follows no accident of the
@@ -8,7 +9,7 @@ seed. The noise of NoisyLinear keeps its full size there: it IS the exploration,
 are near 0 the first actions are close to uniformly random.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,10 +32,12 @@ class QOutput(NamedTuple):
 def build_head(architecture: Architecture, features: int) -> nn.Module:
     """The head that the architecture names, on `features` inputs."""
     dense = NoisyLinear if architecture.noisy else Linear
-    actions, atoms = architecture.num_actions, architecture.atoms
+    actions, atoms = architecture.outputs, architecture.atoms
     if architecture.head == "actor-critic":
         return ActorCriticHead(features, actions, dense)
     if architecture.head == "q":
+        if architecture.dueling and architecture.branches:
+            return BranchingDuelingHead(features, architecture.branches, dense)
         head = DuelingHead if architecture.dueling else LinearHead
         return head(features, actions, dense)
     streams = DuelingStreams if architecture.dueling else LinearStream
@@ -78,6 +81,19 @@ class DuelingHead(Head):
 
     def forward(self, features: torch.Tensor) -> QOutput:
         return QOutput(_dueling(self.value(features), self.advantage(features)))
+
+
+class BranchingDuelingHead(DuelingHead):
+    """Q_i = V + A_i - mean A_i for each component of an action (Tavakoli et al. 2018, eq. 1)."""
+
+    def __init__(self, features: int, branches: Sequence[int], dense: Dense = Linear):
+        super().__init__(features, sum(branches), dense)
+        self.branches = list(branches)
+
+    def forward(self, features: torch.Tensor) -> QOutput:
+        value, advantages = self.value(features), self.advantage(features)
+        groups = [_dueling(value, part) for part in advantages.split(self.branches, 1)]
+        return QOutput(torch.cat(groups, 1))
 
 
 class ActorCriticHead(Head):

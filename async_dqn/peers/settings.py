@@ -10,6 +10,7 @@ from typing import Any
 
 from async_dqn.config.config import UserError
 from async_dqn.envs.spec import EnvInfo, EnvSpec
+from async_dqn.networks.architecture import MAX_ACTIONS
 
 RL_ZOO, MINATAR, DEFAULTS = "rl-zoo dqn.yml", "Young & Tian 2019", "SB3's defaults"
 
@@ -78,8 +79,15 @@ FOR_ANY = PeerSettings(
 def choose(spec: EnvSpec, info: EnvInfo) -> PeerSettings:
     """The published settings for an environment, else SB3's defaults.
 
-    Raises UserError for images that are neither Atari's nor MinAtar's.
+    Raises UserError for images that are neither Atari's nor MinAtar's, and for more combinations
+    of action components than its network has outputs for.
     """
+    if info.actions is not None and info.num_actions > MAX_ACTIONS:
+        raise UserError(
+            f"sb3-dqn has an output for each combination of actions, and {spec.name} has "
+            f"{info.num_actions} of them, more than {MAX_ACTIONS}; lower --action-bins or choose "
+            "an environment with fewer"
+        )
     if spec.is_atari:
         return FOR_ATARI
     if spec.id is not None and spec.id.startswith("MinAtar/"):

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -270,7 +270,9 @@ def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str], reasons:
     _say("observation", *info.observation.split(", "))
     if info.masks is not None:
         _say("actions", f"{info.num_actions}", f"masked by {SOURCES[info.masks]}")
-    if info.actions is not None:
+    if branches := run_spec.architecture.branches:
+        _say("actions", f"{_components(branches)}, one head each")
+    elif info.actions is not None:
         _say("actions", f"{info.num_actions}, each one of {info.actions}")
     limit = info.max_episode_steps
     if run_spec.spec.max_episode_steps is None and limit == DEFAULT_MAX_EPISODE_STEPS:
@@ -325,6 +327,13 @@ def _sharing(config: Config) -> list[str]:
         plural = "s" * (cores > 1)
         changed.append(f"on {cores} core{plural}: expect no gain, --workers {cores} takes less CPU")
     return [f"{parallel.actors} of {parallel.envs_per_worker} environments each", *changed]
+
+
+def _components(sizes: Sequence[int]) -> str:
+    """How many components actions have, and of how many values."""
+    values = sizes[:1] if len(set(sizes)) == 1 else sizes
+    plural = "s" * (len(sizes) > 1)
+    return f"{len(sizes)} dimension{plural} of {', '.join(map(str, values))} values"
 
 
 def _exploration(config: Config) -> list[str]:

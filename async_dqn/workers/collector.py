@@ -37,7 +37,7 @@ class Collector:
         net: nn.Module,
         length: int,
         settings: AlgorithmConfig,
-        num_actions: int,
+        outputs: int,
         persistence: float | None = None,
     ):
         self.envs, self.algorithm, self.net = envs, algorithm, net
@@ -46,7 +46,7 @@ class Collector:
         self.finished: deque[tuple[float, int]] = deque(maxlen=EPISODES_KEPT)
         self._episodes = 0
         self._shape = (length, envs.num_envs)
-        self._num_actions = num_actions
+        self._outputs = outputs
         self._persistence = None if persistence is None else Persistence(persistence, envs.num_envs)
 
     def reset(self, seeds: Sequence[int], epsilon: NDArray, generator: np.random.Generator):
@@ -59,7 +59,7 @@ class Collector:
         self._obs = np.zeros((length + 1, *obs.shape), obs.dtype)
         self._actions = np.zeros((length + 1, count), np.int64)
         self._greedy = np.zeros((length + 1, count), bool)
-        self._q_values = np.zeros((length + 1, count, self._num_actions), np.float32)
+        self._q_values = np.zeros((length + 1, count, self._outputs), np.float32)
         self._rewards, self._discounts, self._weights = np.zeros((3, length, count), np.float32)
         self._terminated, self._truncated, self._ends = np.zeros((3, length, count), bool)
         self._starts = np.zeros((length + 1, count), bool)
@@ -109,8 +109,9 @@ class Collector:
             self._q_values[t] = output.q_values.numpy()
             choice = self.algorithm.act(output, epsilon, self._generator)
             if self._persistence is not None:
+                q_values = None if self.envs.info.masks is None else self._q_values[t]
                 choice = self._persistence.prolong(
-                    choice, self._q_values[t], self._starts[t], self._generator
+                    choice, q_values, self._starts[t], self._generator
                 )
             self._actions[t], self._greedy[t] = choice
 

@@ -62,7 +62,7 @@ class Learner:
             self.network.net,
             config.parallel.rollout_length,
             config.algorithm,
-            run_spec.info.num_actions,
+            run_spec.architecture.outputs,
             config.exploration.persistence,
         )
         self.shard = run_spec.replay_shard()

@@ -12,6 +12,7 @@ import cloudpickle
 import numpy as np
 import torch
 
+from async_dqn.algorithms.actions import Flat, by_branches
 from async_dqn.algorithms.exploration import OwnSchedule, Schedule, schedule
 from async_dqn.algorithms.registry import Algorithm, build_algorithm
 from async_dqn.config.config import Config
@@ -65,7 +66,12 @@ class RunSpec:
     @property
     def algorithm(self) -> Algorithm:
         """What acts and has the loss."""
-        return build_algorithm(self.config, self.own.get("algorithm"))
+        return build_algorithm(self.config, self.own.get("algorithm"), self.actions)
+
+    @property
+    def actions(self) -> Flat:
+        """What the network's Q-values say of actions."""
+        return by_branches(self.architecture.branches)
 
     @property
     def traits(self) -> Traits:
