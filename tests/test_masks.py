@@ -133,6 +133,7 @@ def slow_unless(quick: bool, *values):
 def trained(folder, source: str = "info", steps: int = 60_000, **settings) -> AsyncDQN:
     """An agent after a serial run on the MDP."""
     settings = {
+        "defaults": "fixed",
         "mode": "serial",
         "workers": 2,
         "envs_per_worker": 16,
