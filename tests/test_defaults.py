@@ -58,6 +58,33 @@ def test_what_is_given_stays_and_the_rest_follows_it() -> None:
     assert now["replay"] == "none" and now["epochs"] == 1 and now["persistence"] is None
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"munchausen": True},
+        {"algorithm": "one-step-sarsa"},
+        {"algorithm": "a3c"},
+        {"target_sync_steps": None},
+        {"input_scaling": True},
+        {"recurrent": True},
+        {"noisy": True},
+        {"distributional": "categorical"},
+        {"distributional": "quantile", "dueling": True},
+        {"replay": "prioritized", "double": True},
+        {"value_rescaling": True},
+        {"mode": "sync", "model_parallel": True},
+        {"exploration": "boltzmann"},
+        {"network": "linear"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("steps", [10_000, 10**6])
+def test_whatever_is_chosen_goes_with_the_rest(given, steps) -> None:
+    for info in (VECTOR, IMAGE, TABLE):
+        config, _ = chosen(info, steps=steps, **given)
+        assert {name: config.by_name()[name] for name in given} == given
+
+
 def test_chosen_once_nothing_is_chosen_again() -> None:
     config, _ = chosen(VECTOR)
     slow = dataclasses.replace(VECTOR, step_s=1.0)

@@ -3,7 +3,7 @@
 The settings are those of `preset_files/by_kind`; docs/choosing.md has the evidence for each.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from async_dqn.config.config import SETTINGS, Config
@@ -54,11 +54,22 @@ def by_environment(
         found["epochs"] = min(
             found["epochs"], max(1, round(found["epochs"] * info.step_s / IMAGE_UPDATE_S))
         )
-    open_to_it = {name: value for name, value in found.items() if name not in given}
+    left_out = given.union(_unfit(found["algorithm"], chosen))
+    open_to_it = {name: value for name, value in found.items() if name not in left_out}
     # Chosen once: a later look might measure another time.
     config = config.shared_out_anew(given, {**open_to_it, **FIXED})
     check_acts(chosen, config.by_name(), known=SETTINGS)
     return config, reasons
+
+
+def _unfit(algorithm: str, chosen: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of ours that cannot go with what the user chose."""
+    takes = traits_of(chosen.get("algorithm", algorithm)).variants
+    has_target = chosen.get("target_sync_steps", 1) is not None
+    if "double" not in takes or chosen.get("munchausen") or not has_target:
+        yield "double"
+    if chosen.get("input_scaling") or chosen.get("model_parallel"):
+        yield "normalize_observations"
 
 
 def _sides(info: Any) -> list[int]:
@@ -77,7 +88,8 @@ def _kinds(info: Any, steps: int, chosen: Mapping[str, Any]) -> tuple[list[str],
     if steps <= FEW_STEPS:
         scarce.append("the budget is small")
     on_policy = traits_of(chosen.get("algorithm", "q-lambda")).on_policy
-    learns_at_once = on_policy or chosen.get("recurrent") or chosen.get("replay") == "none"
+    unfit = chosen.get("recurrent") or chosen.get("model_parallel")
+    learns_at_once = on_policy or unfit or chosen.get("replay") == "none"
     if scarce and not learns_at_once:
         kinds.append(SCARCE)
         reasons.append(f"replay: {' and '.join(scarce)}")
