@@ -80,11 +80,6 @@ class ParameterStore:
         return int(self._updates.sum())
 
     @property
-    def epsilon_multiplier(self) -> float:
-        """Factor on every epsilon, written by the trainer."""
-        return float(self._multipliers[1])
-
-    @property
     def learning_rate_multiplier(self) -> float:
         """Factor on every learning rate, written by the trainer."""
         return float(self._multipliers[0])
