@@ -21,13 +21,7 @@ from async_dqn.config.config import Config, UserError, usable_cores
 from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec
 from async_dqn.processes import spawn
-from async_dqn.processes.child_side import (
-    ParentIdentity,
-    RecordPipe,
-    enter_child,
-    receive,
-    report_failure,
-)
+from async_dqn.processes.child_side import ParentIdentity, in_child, receive
 from async_dqn.processes.spawn import Child
 
 WARM_UP_S = 0.5
@@ -115,18 +109,13 @@ class Alone:
 def step_alone(start: Alone) -> None:
     """Entry point of such a process: it reports its speed and goes on until it is killed, so that
     none has the machine to itself while others still measure."""
-    enter_child("async-dqn environments", start.parent, start.log)
-    pipe = RecordPipe(start.pipe)
-
-    def step() -> None:
+    with in_child("async-dqn environments", start.parent, start.log, start.pipe) as pipe:
         batch = make.make_vector(start.spec, start.count, training=True)
         taken = _steps(batch, np.random.default_rng(start.seed))
         _count(taken, WARM_UP_S)
         pipe.send({"speed": _count(taken, start.seconds)._asdict()})
         while True:
             next(taken)
-
-    report_failure(step, pipe)
 
 
 def _steps(batch: make.EnvBatch, generator: np.random.Generator) -> Iterator[int]:
