@@ -200,12 +200,10 @@ def test_the_learning_rate_falls_to_0_over_the_budget_of_global_steps() -> None:
     assert bench.slot(UPDATES) == 1
 
 
-def test_epsilon_follows_the_global_step_and_the_trainers_multiplier() -> None:
+def test_epsilon_follows_the_global_step() -> None:
     bench = Bench(exploration="epsilon", epsilon_final=0.1, epsilon_steps=100)
     np.testing.assert_allclose(bench.learner.epsilon(0), [1.0, 1.0])
     np.testing.assert_allclose(bench.learner.epsilon(50), [0.55, 0.55])
-    bench.block["multipliers"][1] = 0.5
-    np.testing.assert_allclose(bench.learner.epsilon(50), [0.275, 0.275])
 
 
 def test_a_new_target_is_used_from_the_next_rollout_on() -> None:

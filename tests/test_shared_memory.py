@@ -256,10 +256,9 @@ def test_learning_rate_is_scaled_by_the_multiplier_in_the_block() -> None:
 
     block = new_block()
     store = ParameterStore(block, Descent(), 0)
-    block["multipliers"][:] = 0.5, 0.25
+    block["multipliers"][:] = 0.5
     store.push(torch.ones(SIZE), lr=4.0)
     assert (store.theta == -2.0).all()
-    assert store.epsilon_multiplier == 0.25
 
 
 # Double buffers

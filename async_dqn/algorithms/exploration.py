@@ -59,7 +59,7 @@ class OwnSchedule(NamedTuple):
                 f"at step {step} exploration gave {values!r}; one number within [0, 1] is wanted, "
                 f"or {self.count} of them"
             )
-        return np.broadcast_to(values, self.count)[self.first : self.last]
+        return np.full(self.count, values)[self.first : self.last]
 
     def of(self, worker: int, count: int) -> "OwnSchedule":
         """The part of one worker with `count` environments."""

@@ -23,13 +23,7 @@ from async_dqn.envs import make
 from async_dqn.envs.masks import legal_actions
 from async_dqn.envs.spec import EnvSpec
 from async_dqn.processes import spawn
-from async_dqn.processes.child_side import (
-    ParentIdentity,
-    RecordPipe,
-    enter_child,
-    receive,
-    report_failure,
-)
+from async_dqn.processes.child_side import ParentIdentity, in_child, receive
 from async_dqn.processes.spawn import Child
 
 WARM_UP_S = 0.5
@@ -113,10 +107,7 @@ def step_alone(
     It reports its speed and goes on until it is killed, so that none has the machine to itself
     while others still measure.
     """
-    enter_child("async-dqn environments", parent, log)
-    pipe = RecordPipe(end)
-
-    def step() -> None:
+    with in_child("async-dqn environments", parent, log, end) as pipe:
         count = config.parallel.envs_per_worker
         batch = make.make_vector(spec, count, training=True)
         taken = _steps(batch, np.random.default_rng((config.run.seed, index)))
@@ -124,8 +115,6 @@ def step_alone(
         pipe.send({"speed": _count(taken, seconds)._asdict()})
         while True:
             next(taken)
-
-    report_failure(step, pipe)
 
 
 def _steps(batch: make.EnvBatch, generator: np.random.Generator) -> Iterator[int]:

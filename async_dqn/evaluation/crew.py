@@ -5,7 +5,6 @@ kept by number, so that it does not matter who plays what, nor who finishes firs
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 
@@ -13,22 +12,9 @@ import torch
 
 from async_dqn.evaluation.episodes import EpisodeRunner, TooManyBreaks
 from async_dqn.evaluation.seats import UNPLAYABLE, OwnSeats, Played, Seats
+from async_dqn.parameters import layout
 from async_dqn.parameters.flat_network import FlatNetwork
-from async_dqn.parameters.layout import (
-    AFRESH,
-    CPU_NS,
-    EVALUATING,
-    EVALUATOR_ORDER,
-    INCARNATION,
-    LAST_PROGRESS_STEP,
-    PHASE,
-    PID,
-    QUIT,
-    STARTING,
-    STARTUP_NS,
-    WAITING,
-)
-from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
+from async_dqn.processes.child_side import in_child
 from async_dqn.workers.run_spec import ProcessArgs
 
 LEAST_SHARE = 5  # episodes a process plays together: one by one they take twice the CPU time
@@ -118,13 +104,12 @@ class Crew:
         if self._playing is None:
             self._playing = self.player.play(self)
         try:
-            stepped, finished = next(self._playing)
-        except StopIteration:
-            self._playing = None
-            return 0
+            stepped, finished = next(self._playing, (0, []))
         except TooManyBreaks:
             self._broken = True
             return 0
+        if not stepped:  # nothing was left to take
+            self._playing = None
         self._own.difference_update(played.number for played in finished)
         self._note(finished)
         return stepped
@@ -147,16 +132,11 @@ class Crew:
 
 def run_player(start: ProcessArgs) -> None:
     """Entry point of a player process."""
-    enter_child(start.title, start.parent, start.log)
-    pipe = RecordPipe(start.pipe)
-    start.run_spec.seed_globals(start.index, start.incarnation)
-
-    def work() -> None:
+    with in_child(start.title, start.parent, start.log, start.pipe):
+        start.run_spec.seed_globals(start.index, start.incarnation)
         loop = PlayerLoop(start)
         with contextlib.closing(loop.player):
             loop.run()
-
-    report_failure(work, pipe)
 
 
 class PlayerLoop:
@@ -165,29 +145,27 @@ class PlayerLoop:
     def __init__(self, start: ProcessArgs):
         torch.set_num_threads(1)
         self.store = start.run_spec.plain_store(start.block, start.index)
-        self.slot, self._cpu_before = self.store.slot, int(self.store.slot[CPU_NS])
-        self.slot[PID], self.slot[INCARNATION] = os.getpid(), start.incarnation
-        self.slot[PHASE] = STARTING
+        self.store.enter(start.incarnation)
         players = len(start.block["seats"])
         self.seats = OwnSeats(self.store, start.index - (len(self.store.slots) - 1 - players))
         self.network = FlatNetwork(start.run_spec.network(), gradient=False)
         self.player = EpisodeRunner(start.run_spec, self.network, alive=self.store.beat)
         self._loaded = 0
         self.player.prepare()
-        self.slot[STARTUP_NS] += time.process_time_ns()
+        self.store.slot[layout.STARTUP_NS] += time.process_time_ns()
 
     def run(self) -> None:
         """Look for orders."""
-        while not self._leaving:
-            self._beat(WAITING)
+        while self._order != layout.QUIT:
+            self._beat(layout.WAITING)
             wanted = self.seats.wanted
             if wanted and self._load(wanted):
                 self._play(wanted)
             time.sleep(PAUSE_S if wanted else LONG_PAUSE_S)
 
     @property
-    def _leaving(self) -> bool:
-        return self.store.control[EVALUATOR_ORDER] == QUIT
+    def _order(self) -> int:
+        return self.store.control[layout.EVALUATOR_ORDER]
 
     def _load(self, sequence: int) -> bool:
         """Have the parameters of this snapshot; False if they cannot be had (any more)."""
@@ -199,19 +177,19 @@ class PlayerLoop:
     def _play(self, sequence: int) -> None:
         """Play what is ordered now and while that is going on."""
         self.seats.begin(sequence)
-        self.player.fresh = bool(self.store.control[EVALUATOR_ORDER] == AFRESH)
+        self.player.fresh = bool(self._order == layout.AFRESH)
         try:
             for _, finished in self.player.play(self.seats):
-                self._beat(EVALUATING)
+                self._beat(layout.EVALUATING)
                 for played in finished:
                     self.seats.put(played)
-                    self.slot[LAST_PROGRESS_STEP] = self.store.steps
-                if self.seats.wanted != sequence or self._leaving:
+                    self.store.slot[layout.LAST_PROGRESS_STEP] = self.store.steps
+                if self.seats.wanted != sequence or self._order == layout.QUIT:
                     return
         except TooManyBreaks:
             self.seats.give_up()
 
     def _beat(self, phase: int) -> None:
-        self.slot[PHASE] = phase
+        self.store.slot[layout.PHASE] = phase
         self.store.beat()
-        self.slot[CPU_NS] = self._cpu_before + time.process_time_ns()
+        self.store.count_cpu()

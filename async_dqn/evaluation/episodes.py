@@ -55,18 +55,13 @@ class EpisodeRunner:
         self.confirming = confirming or run_spec.config.evaluation.eval_episodes
         self.screening = min(SCREENING_EPISODES, (self.confirming + 1) // 2)
         self.total = self.screening + self.confirming
-        self._branches = [
+        self._seeds = [  # of the episodes by number: those if not `fresh`, and those if they are
             run_spec.seeds(self.screening, SCREENING) + run_spec.seeds(self.confirming, branch)
             for branch in (CONFIRMATION, FRESH)
         ]
         most = GAMES if run_spec.spec.is_atari else LOOPED_ENVS
         self.rows = min(most, self.confirming)
         self._batches: dict[int, EnvBatch] = {}
-
-    @property
-    def _seeds(self) -> list[int]:
-        """Of the episodes by number."""
-        return self._branches[self.fresh]
 
     def close(self) -> None:
         """Free the environments."""
@@ -100,7 +95,7 @@ class EpisodeRunner:
                 number = source.take()
                 if number is None:
                     break
-                obs = envs.begin(row, self._seeds[number])
+                obs = envs.begin(row, self._seeds[self.fresh][number])
                 numbers[row], random[row] = number, self._random(number)
                 score[row], length[row], begun[row] = 0.0, 0, True
             playing = np.flatnonzero(numbers >= 0)
@@ -115,7 +110,8 @@ class EpisodeRunner:
             score += step.scores
             length[playing] += 1
             score[step.faulty], length[step.faulty] = 0.0, 0  # played again
-            _check_breaks(envs, most)
+            if envs.rebuilds > most:
+                raise TooManyBreaks
             ended = np.flatnonzero(step.ended & (numbers >= 0))
             finished = _played(ended, numbers, score, length)
             numbers[ended] = -1
@@ -134,7 +130,7 @@ class EpisodeRunner:
             envs, left = self._batch(len(numbers)), np.ones(len(numbers), np.bool_)
             score, length = np.zeros(len(left)), np.zeros(len(left), np.int64)
             most = envs.rebuilds + self.total
-            obs = envs.reset([self._seeds[number] for number in numbers])
+            obs = envs.reset([self._seeds[self.fresh][number] for number in numbers])
             state, every = net.initial_state(len(left)), np.arange(len(left))
             while left.any():
                 q_values, state = self._q_values(obs, state, every)
@@ -143,7 +139,8 @@ class EpisodeRunner:
                 score += step.scores
                 length += ~step.dummy
                 score[step.faulty], length[step.faulty] = 0.0, 0  # played again
-                _check_breaks(envs, most)
+                if envs.rebuilds > most:
+                    raise TooManyBreaks
                 ended = np.flatnonzero(step.ended & left)
                 left[ended] = False
                 yield len(left), _played(ended, numbers, score, length)
@@ -155,23 +152,19 @@ class EpisodeRunner:
 
     def _q_values(self, obs: np.ndarray, state, rows: np.ndarray):
         """Q-values [N, A] of `rows` [N] of the observations [B, ...]; the state of all after it."""
-        if state is None:
-            chosen = obs if len(rows) == len(obs) else obs[rows]
-            return self._forward(chosen, None)[0], None
-        q_values, state = self._forward(obs, state)
-        return q_values[rows], state
-
-    def _forward(self, obs: np.ndarray, state):
+        if state is None and len(rows) < len(obs):
+            obs = obs[rows]
         with torch.inference_mode():
             output, state = self.network.net(torch.from_numpy(obs), state)
-        return output.q_values.numpy(), state
+        q_values = output.q_values.numpy()
+        return (q_values if state is None else q_values[rows]), state
 
     def _random(self, number: int) -> np.random.Generator:
         """The random numbers of one episode."""
-        confirming, branch = number - self.screening, FRESH if self.fresh else CONFIRMATION
-        return self.run_spec.generator(
-            *((SCREENING, number) if confirming < 0 else (branch, confirming))
-        )
+        if number < self.screening:
+            return self.run_spec.generator(SCREENING, number)
+        branch = FRESH if self.fresh else CONFIRMATION
+        return self.run_spec.generator(branch, number - self.screening)
 
     def _choose(self, q_values: np.ndarray, random: list[np.random.Generator]) -> np.ndarray:
         """Greedy actions [N], or with the probability `eval_epsilon` any other that is legal."""
@@ -188,8 +181,3 @@ class TooManyBreaks(Exception):
 
 def _played(rows: np.ndarray, *columns: np.ndarray) -> list[Played]:
     return [Played(*row) for row in zip(*(column[rows].tolist() for column in columns))]
-
-
-def _check_breaks(envs: EnvBatch, most: int) -> None:
-    if envs.rebuilds > most:
-        raise TooManyBreaks

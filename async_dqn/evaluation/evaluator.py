@@ -7,7 +7,6 @@ threshold or beat the best score so far, the full number on other seeds decides 
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict
@@ -19,27 +18,10 @@ from async_dqn.evaluation.crew import Crew
 from async_dqn.evaluation.episodes import EpisodeRunner
 from async_dqn.evaluation.seats import Played, Seats
 from async_dqn.evaluation.sequential import falls_short
+from async_dqn.parameters import layout
 from async_dqn.parameters.flat_network import FlatNetwork
-from async_dqn.parameters.layout import (
-    ACKNOWLEDGED,
-    AFRESH,
-    CPU_NS,
-    EVALUATING,
-    EVALUATOR_ORDER,
-    FINISH,
-    FINISHED,
-    INCARNATION,
-    LAST_PROGRESS_STEP,
-    PHASE,
-    PID,
-    PLAYING,
-    QUIT,
-    RUN,
-    STARTUP_NS,
-    WAITING,
-)
 from async_dqn.parameters.store import ParameterStore
-from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
+from async_dqn.processes.child_side import RecordPipe, in_child
 from async_dqn.workers.records import Evaluation
 from async_dqn.workers.run_spec import ProcessArgs, RunSpec
 
@@ -75,7 +57,7 @@ class Evaluator:
         Yields how many environments were stepped. None if theta is not finite, or the environments
         break down all the time.
         """
-        self.store.slot[FINISHED] = 0
+        self.store.slot[layout.FINISHED] = 0
         if not self.store.snapshot.publish(self.store.theta, self.store.steps):
             return None
         stamp = self.store.snapshot.read(self.network.vector)
@@ -91,33 +73,36 @@ class Evaluator:
         self, stamp: tuple[int, int], final: bool
     ) -> Generator[int, None, Evaluation | None]:
         """Screen and confirm the snapshot; the latter only if it is the `final` one."""
-        player, screened, goal = self.crew.player, [], -math.inf
+        player, screening, goal = self.crew.player, None, -math.inf
         if not final:
             before = self.cpu_spent_s
             yield from self.crew.play(player.screening)
             screened = self.crew.results(0, player.screening)
             if not screened:
                 return None
-            mean, cost_s = _mean(screened), self.cpu_spent_s - before
+            screening, cost_s = _summary(stamp, screened), self.cpu_spent_s - before
             if not self.run_spec.info.batched:  # there the others have been playing beside them
                 cost_s *= player.confirming / len(screened)
-            if not self._worth_confirming(mean, cost_s):
-                return _summary(stamp, screened, confirmed=False)
             goal = self._goal
+            too_dear = cost_s > self.cpu_budget_s  # there would be no other look for long
+            if screening.mean < goal or (too_dear and screening.mean < self.threshold):
+                return screening
         for stepped in self._confirm(goal):
             if final:
-                self.store.slot[FINISHED] = self.crew.finished
+                self.store.slot[layout.FINISHED] = self.crew.finished
             yield stepped
         confirmed = self.crew.results(player.screening, player.total)
         if len(confirmed) < player.confirming:
-            return _summary(stamp, screened, confirmed=False) if screened else None
-        self.best = max(self.best, _mean(confirmed))
-        return _summary(stamp, confirmed, confirmed=True, final=final, fresh=player.fresh)
+            return screening
+        score = _summary(stamp, confirmed, confirmed=True, final=final, fresh=player.fresh)
+        self.best = max(self.best, score.mean)
+        return score
 
     @property
     def _goal(self) -> float:
-        """Below this a confirmation is of no use."""
-        return min(self.best, self.threshold) if self._hunts_best else self.threshold
+        """Below this a confirmation is of no use: the threshold, or the best score so far."""
+        hunts_best = self.threshold == math.inf or self.within_budget(1 / 3)
+        return min(self.best, self.threshold) if hunts_best else self.threshold
 
     @property
     def threshold(self) -> float:
@@ -131,12 +116,13 @@ class Evaluator:
 
         0 in serial mode: what is played there must follow from the seed, not from a clock.
         """
-        return float((self._slots[:, CPU_NS] - self._slots[:, STARTUP_NS]).sum()) / 1e9
+        spent = self._slots[:, layout.CPU_NS] - self._slots[:, layout.STARTUP_NS]
+        return float(spent.sum()) / 1e9
 
     @property
     def all_cpu_spent_s(self) -> float:
         """CPU seconds of all children."""
-        return self.store.total(CPU_NS) / 1e9
+        return self.store.total(layout.CPU_NS) / 1e9
 
     @property
     def cpu_budget_s(self) -> float:
@@ -149,19 +135,6 @@ class Evaluator:
     def within_budget(self, part: float = 1.0) -> bool:
         """Whether evaluations took less than `part` of the CPU time they may take."""
         return self.cpu_spent_s <= part * self.cpu_budget_s
-
-    def _worth_confirming(self, mean: float, cost_s: float) -> bool:
-        """Whether to play all episodes, which would take about `cost_s` CPU seconds."""
-        if mean >= self.threshold:
-            return True
-        if mean < self.best or cost_s > self.cpu_budget_s:  # or there is no other look for long
-            return False
-        return self._hunts_best
-
-    @property
-    def _hunts_best(self) -> bool:
-        """Whether a score is confirmed that is the best so far, but short of the threshold."""
-        return self.threshold == math.inf or self.within_budget(1 / 3)
 
     def reaches_threshold(self, evaluation: Evaluation) -> bool:
         """Whether this evaluation ends the run."""
@@ -179,11 +152,9 @@ class Evaluator:
             yield stepped
 
 
-def _mean(played: Sequence[Played]) -> float:
-    return float(np.mean([one.score for one in played]))
-
-
-def _summary(stamp: tuple[int, int], played: Sequence[Played], **flags: bool) -> Evaluation:
+def _summary(
+    stamp: tuple[int, int], played: Sequence[Played], confirmed: bool = False, **flags: bool
+) -> Evaluation:
     values, lengths = np.array([(one.score, one.length) for one in played]).T
     return Evaluation(
         step=stamp[1],
@@ -194,22 +165,18 @@ def _summary(stamp: tuple[int, int], played: Sequence[Played], **flags: bool) ->
         min=float(values.min()),
         max=float(values.max()),
         mean_length=float(lengths.mean()),
+        confirmed=confirmed,
         **flags,
     )
 
 
 def run_evaluator(start: ProcessArgs, best: float | None) -> None:
     """Entry point of the evaluator process; `best` is the best confirmed score so far."""
-    enter_child(start.title, start.parent, start.log)
-    pipe = RecordPipe(start.pipe)
-    start.run_spec.seed_globals(start.index, start.incarnation)
-
-    def work() -> None:
+    with in_child(start.title, start.parent, start.log, start.pipe) as pipe:
+        start.run_spec.seed_globals(start.index, start.incarnation)
         loop = EvaluatorLoop(start, pipe, best)
         with contextlib.closing(loop.evaluator):
             loop.run()
-
-    report_failure(work, pipe)
 
 
 class EvaluatorLoop:
@@ -220,15 +187,14 @@ class EvaluatorLoop:
         config, self.pipe = start.run_spec.config, pipe
         self.store = start.run_spec.plain_store(start.block, start.index)
         self.slot = self.store.slot
-        self.slot[PID], self.slot[INCARNATION] = os.getpid(), start.incarnation
-        self._cpu_before = int(self.slot[CPU_NS])
+        self.store.enter(start.incarnation)
         self.evaluator = Evaluator(start.run_spec, self.store, best)
-        self.slot[PLAYING] = 0
-        self.slot[STARTUP_NS] += time.process_time_ns()
+        self.slot[layout.PLAYING] = 0
+        self.slot[layout.STARTUP_NS] += time.process_time_ns()
         self.eval_every = config.evaluation.eval_every
         self.budget = config.run.steps
         # What the one before could not finish is due again.
-        unfinished = int(self.store.snapshot.sequence > self.store.control[ACKNOWLEDGED])
+        unfinished = int(self.store.snapshot.sequence > self.store.control[layout.ACKNOWLEDGED])
         self.evaluated = self.store.steps // self.eval_every - unfinished
         self.unacknowledged = 0
         self._due_from: float | None = None  # since when an evaluation is put off
@@ -239,39 +205,42 @@ class EvaluatorLoop:
     def run(self) -> None:
         """Work until the trainer orders to finish (one last evaluation) or to quit."""
         running: Generator[int, None, Evaluation | None] | None = None
-        order = RUN
-        while order != QUIT and not (order in (FINISH, AFRESH) and running is None):
+        order = layout.RUN
+        while order == layout.RUN or (order != layout.QUIT and running is not None):
             self._beat()
             synced = self.store.target_due and self.store.sync_target(self.store.steps)
             if synced and running is None:
-                self.slot[LAST_PROGRESS_STEP] = self.store.steps
+                self.slot[layout.LAST_PROGRESS_STEP] = self.store.steps
             if running is None and self._due():
                 running = self.evaluator.evaluate()
             if running is None:
-                self.slot[PHASE] = WAITING
+                self.slot[layout.PHASE] = layout.WAITING
                 time.sleep(self._pause())
             else:
-                self.slot[PHASE] = EVALUATING
+                self.slot[layout.PHASE] = layout.EVALUATING
                 running = self._advance(running)
-            order = self.store.control[EVALUATOR_ORDER]
-        if order == AFRESH or (order == FINISH and not self.decided):
-            running = self.evaluator.evaluate(final=True, fresh=bool(order == AFRESH))
-            while running is not None and self.store.control[EVALUATOR_ORDER] != QUIT:
+            order = self._order
+        if order == layout.AFRESH or (order == layout.FINISH and not self.decided):
+            running = self.evaluator.evaluate(final=True, fresh=bool(order == layout.AFRESH))
+            while running is not None and self._order != layout.QUIT:
                 self._beat()
                 running = self._advance(running)
 
+    @property
+    def _order(self) -> int:
+        return self.store.control[layout.EVALUATOR_ORDER]
+
     def _beat(self) -> None:
         self.store.beat()
-        self.slot[CPU_NS] = self._cpu_before + time.process_time_ns()
+        self.store.count_cpu()
 
     def _due(self) -> bool:
         """A boundary passed, the last score was saved, and the CPU share allows it."""
-        if self.decided or self.store.control[ACKNOWLEDGED] < self.unacknowledged:
+        if self.decided or self.store.control[layout.ACKNOWLEDGED] < self.unacknowledged:
             return False
         step = self.store.steps
         quotient = step // self.eval_every
-        over = step >= self.budget  # the end has its own evaluation
-        if quotient <= self.evaluated or over:
+        if quotient <= self.evaluated or step >= self.budget:  # the end has its own evaluation
             return False
         if not self.evaluator.within_budget():
             self._tell_if_late()
@@ -302,12 +271,13 @@ class EvaluatorLoop:
                 time.sleep(0.001)
             return running
         except StopIteration as stop:
-            if stop.value is not None:
-                self.unacknowledged = stop.value.sequence
-                self.decided = self.evaluator.reaches_threshold(stop.value)
-                while not self.pipe.send({"kind": "evaluation", **asdict(stop.value)}):
+            score = stop.value
+            if score is not None:
+                self.unacknowledged = score.sequence
+                self.decided = self.evaluator.reaches_threshold(score)
+                while not self.pipe.send({"kind": "evaluation", **asdict(score)}):
                     time.sleep(0.01)
-                self.slot[LAST_PROGRESS_STEP] = self.store.steps
+                self.slot[layout.LAST_PROGRESS_STEP] = self.store.steps
             return None
 
     def _pause(self) -> float:

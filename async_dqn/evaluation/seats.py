@@ -33,12 +33,6 @@ def _order(sequence: int, number: int) -> int:
     return sequence << 32 | number
 
 
-def _record(order: int, score: float, length: int) -> list[int]:
-    """What a result is made of, with a checksum: its words may arrive in any order."""
-    bits = int(np.float64(score).view(np.int64))
-    return [order, bits, length, order ^ bits ^ length]
-
-
 class Seats:
     """The evaluator's view: all seats [players, seats]."""
 
@@ -128,9 +122,11 @@ class OwnSeats:
 
     def put(self, played: Played) -> None:
         """Write down a result."""
-        order = _order(self._sequence, played.number)
+        order, length = _order(self._sequence, played.number), played.length
+        bits = int(np.float64(played.score).view(np.int64))
         seat = int((self._taken == order).argmax())
-        self._results[seat] = _record(order, played.score, played.length)
+        # With a checksum: the words may arrive in any order.
+        self._results[seat] = order, bits, length, order ^ bits ^ length
 
     def give_up(self) -> None:
         """The episodes that were taken cannot be played."""

@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-MAGIC = 0x4153594E4344514E  # "ASYNCDQN"
-VERSION = 1
 ALIGNMENT = 64  # bytes: one cache line, so that no two sections share one
 
 
@@ -44,7 +42,7 @@ class SharedBlock:
     """
 
     def __init__(self, sections: tuple[BlockSection, ...], descriptor: int | None = None):
-        self.sections = (BlockSection("header", "int64", (3,)), *sections)
+        self.sections = (BlockSection("header", "int64", (4,)), *sections)
         offsets, size = {}, 0
         for section in self.sections:
             offsets[section.name] = size
@@ -60,8 +58,8 @@ class SharedBlock:
             s.name: np.ndarray(s.shape, s.dtype, self._map, offsets[s.name]) for s in self.sections
         }
         digest = hashlib.sha256(repr(self.sections).encode()).digest()
-        header = [MAGIC, VERSION, int.from_bytes(digest[:8], "little", signed=True)]
-        if attached and self["header"].tolist() != header:
+        header = np.frombuffer(digest, np.int64)
+        if attached and (self["header"] != header).any():
             raise RuntimeError("the shared memory block has another layout")
         self["header"][:] = header
 

@@ -1,7 +1,7 @@
 """A network as one flat vector, and as named tensors for a checkpoint."""
 
-import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Self
 
 import numpy as np
@@ -24,16 +24,13 @@ class FlatNetwork:
         if vector is None:
             vector = torch.zeros(padded_size(net), device=next(net.parameters()).device)
         self.vector = vector
-        self.gradient = torch.zeros_like(self.vector) if gradient else None
-        start = 0
-        for parameter in net.parameters():
-            window = slice(start, start + parameter.numel())
-            self.vector[window] = parameter.detach().flatten()
-            parameter.data = self.vector[window].view(parameter.shape)
+        self.gradient = torch.zeros_like(vector) if gradient else None
+        gradients = _views(net, self.gradient) if gradient else {}
+        for name, view in _views(net, vector).items():
+            parameter = net.get_parameter(name)
+            parameter.data = view.copy_(parameter.detach())
             parameter.requires_grad_(gradient)
-            if self.gradient is not None:
-                parameter.grad = self.gradient[window].view(parameter.shape)
-            start = window.stop
+            parameter.grad = gradients.get(name)
 
     @classmethod
     def joined(cls, nets: Sequence[nn.Module], whole: nn.Module) -> Self:
@@ -50,25 +47,28 @@ class FlatNetwork:
         return flat
 
 
+def _views(net: nn.Module, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Where the parameters of `net` lie in a flat vector [P], by name, each in its shape."""
+    named = dict(net.named_parameters())
+    ends = accumulate(p.numel() for p in named.values())
+    return {
+        name: vector[end - p.numel() : end].view(p.shape)
+        for (name, p), end in zip(named.items(), ends)
+    }
+
+
 def named_tensors(net: nn.Module, vector: torch.Tensor) -> dict[str, NDArray[np.float32]]:
     """Copy a flat vector [P] into arrays by parameter name, for a checkpoint."""
-    arrays, start = {}, 0
-    for name, parameter in net.named_parameters():
-        window = vector[start : start + parameter.numel()]
-        arrays[name] = window.view(parameter.shape).numpy().copy()
-        start += parameter.numel()
-    return arrays
+    return {name: view.numpy().copy() for name, view in _views(net, vector).items()}
 
 
 def flat_vector(net: nn.Module, tensors: dict[str, NDArray[np.float32]]) -> torch.Tensor:
     """The inverse of `named_tensors`. Raises ValueError as `check_named` does."""
-    expected = {name: tuple(p.shape) for name, p in net.named_parameters()}
-    check_named(expected, tensors)
-    vector, start = torch.zeros(padded_size(net)), 0
-    for name, shape in expected.items():
-        count = math.prod(shape)
-        vector[start : start + count] = torch.from_numpy(tensors[name]).flatten()
-        start += count
+    vector = torch.zeros(padded_size(net))
+    views = _views(net, vector)
+    check_named({name: tuple(view.shape) for name, view in views.items()}, tensors)
+    for name, view in views.items():
+        view.copy_(torch.from_numpy(tensors[name]))
     return vector
 
 

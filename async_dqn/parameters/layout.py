@@ -8,9 +8,7 @@ from async_dqn.parameters.block import BlockSection
 STEPS, UPDATES, EPISODES, SKIPPED, ENV_ERRORS, CPU_NS, HEARTBEAT_NS, PHASE = range(8)
 INCARNATION, PID = 8, 9
 FAILING = 10  # gradients in a row that were not finite
-LAST_PROGRESS_STEP = (
-    11  # evaluator's, players': global step at which a piece of work was last finished
-)
+LAST_PROGRESS_STEP = 11  # evaluator's, players': global step of the last work that was finished
 PLAYING = 12  # the evaluator's: sequence number of the snapshot that is being scored, or 0
 STARTUP_NS = 13  # evaluator's, players': CPU time of their starts
 FINISHED = 14  # episodes of the final evaluation that are, written by who evaluates
@@ -45,7 +43,7 @@ def sections(
     owners = 1 if shared else workers
     return (
         BlockSection("control", "int64", (8,)),
-        BlockSection("multipliers", "float64", (2,)),  # learning rate, epsilon
+        BlockSection("multipliers", "float64", (1,)),  # of the learning rate
         BlockSection("lease_limits", "int64", (workers,)),  # steps of each worker's slot
         # one row per worker, one for the evaluator, one per player, and one with what earlier
         # sessions of the run did

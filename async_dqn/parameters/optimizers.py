@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
+from torch import Tensor
 
 
 class Optimizer(Protocol):
@@ -18,23 +19,16 @@ class Optimizer(Protocol):
     `shared`: all workers use the same rows; otherwise each has its own.
     """
 
-    rows: ClassVar[int]
-    shared: ClassVar[bool]
-    directions: ClassVar[tuple[int, ...]]  # rows that are means of gradients, not of their squares
+    rows: ClassVar[int] = 1
+    shared: ClassVar[bool] = False
+    directions: ClassVar[tuple[int, ...]] = ()  # rows that are means of gradients, not of squares
 
-    def step(
-        self,
-        theta: torch.Tensor,
-        gradient: torch.Tensor,
-        state: list[torch.Tensor],
-        lr: float,
-        updates: int,
-    ) -> None:
+    def step(self, theta: Tensor, gradient: Tensor, state: list[Tensor], lr: float, updates: int):
         """Apply `gradient` [P] to `theta` [P] in place; `updates` is how many came before."""
 
 
 @dataclass(frozen=True)
-class RMSProp:
+class RMSProp(Optimizer):
     """RMSProp of Mnih et al. 2016 (eq. 8-9), uncentred, each worker its own mean square.
 
     Epsilon lies INSIDE the root, torch adds it outside: learning rates do not carry over.
@@ -42,9 +36,6 @@ class RMSProp:
 
     decay: float = 0.99
     eps: float = 0.1
-    rows: ClassVar[int] = 1
-    shared: ClassVar[bool] = False
-    directions: ClassVar[tuple[int, ...]] = ()
 
     def step(self, theta, gradient, state, lr, updates):
         (mean_square,) = state
@@ -59,7 +50,7 @@ class SharedRMSProp(RMSProp):
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Optimizer):
     """Momentum SGD of Mnih et al. 2016: m = a m + (1 - a) g; theta -= lr m; each worker its own m.
 
     The mean of gradients, not their sum: where torch's SGD without dampening takes lr, this takes
@@ -67,9 +58,7 @@ class Momentum:
     """
 
     decay: float = 0.9
-    rows: ClassVar[int] = 1
-    shared: ClassVar[bool] = False
-    directions: ClassVar[tuple[int, ...]] = (0,)
+    directions = (0,)
 
     def step(self, theta, gradient, state, lr, updates):
         (mean,) = state
@@ -77,38 +66,23 @@ class Momentum:
         theta.add_(mean, alpha=-lr)
 
 
-class SharedAdam:
+class SharedAdam(Optimizer):
     """Adam (Kingma & Ba 2015) with both moments shared, through torch's fused CPU kernel."""
 
-    rows: ClassVar[int] = 2
-    shared: ClassVar[bool] = True
-    directions: ClassVar[tuple[int, ...]] = (0,)
+    rows, shared, directions = 2, True, (0,)
 
     def __init__(self, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-5):
-        self.betas = (beta1, beta2)
-        self.eps = eps
+        self.rates = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": 0.0}
         self.count = torch.zeros(())
 
     def step(self, theta, gradient, state, lr, updates):
         # The kernel itself: what torch.optim puts around it takes longer than a small update.
-        torch._fused_adam_(
-            [theta],
-            [gradient],
-            [state[0]],
-            [state[1]],
-            [],
-            [self.count.fill_(updates + 1)],
-            lr=lr,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            weight_decay=0.0,
-            eps=self.eps,
-            amsgrad=False,
-            maximize=False,
-        )
+        count = self.count.fill_(updates + 1)
+        vectors = [theta], [gradient], [state[0]], [state[1]], [], [count]
+        torch._fused_adam_(*vectors, lr=lr, **self.rates, amsgrad=False, maximize=False)
 
 
-OPTIMIZERS: dict[str, type] = {
+OPTIMIZERS: dict[str, type[Optimizer]] = {
     "shared-adam": SharedAdam,
     "shared-rmsprop": SharedRMSProp,
     "rmsprop": RMSProp,

@@ -1,25 +1,16 @@
 """The global parameters: `ParameterStore` is one process's view of the shared block.
 
-Every word has exactly one writer (design section 2); theta and a shared optimiser state are
-written by all workers without a lock (Hogwild). Counters are read as the SUM over the slots: a
-counter that several processes increment loses increments.
+Every word has exactly one writer, but theta and a shared optimiser state (Hogwild): see the design.
 """
 
+import os
 import time
 
 import torch
 
+from async_dqn.parameters import layout
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
-from async_dqn.parameters.layout import (
-    HEARTBEAT_NS,
-    PHASE,
-    SKIPPED,
-    STEPS,
-    UPDATES,
-    WAITING,
-    WORKERS_STOP,
-)
 from async_dqn.parameters.moments import RunMoments
 from async_dqn.parameters.optimizers import Optimizer
 from async_dqn.parameters.published import DoubleBuffer
@@ -27,17 +18,6 @@ from async_dqn.parameters.target import Copy, Target
 
 COPY = Copy()
 LOOKS_PER_SECOND = 10_000  # of all workers that wait for budget
-
-
-def _own_state(states: torch.Tensor, slot: int) -> list[torch.Tensor]:
-    """The rows [P] that pushes from `slot` update.
-
-    None for trainer and evaluator where each worker has its own: a push of theirs, which would
-    be a mistake, fails instead of moving a worker's state.
-    """
-    if len(states) == 1:
-        return list(states[0])
-    return list(states[slot]) if slot < len(states) else []
 
 
 class ParameterStore:
@@ -59,13 +39,16 @@ class ParameterStore:
         self.optimizer = optimizer
         self.theta = torch.from_numpy(block["theta"])
         self.states = torch.from_numpy(block["optimizer"])  # [1 or workers, rows, P]
-        self.state = _own_state(self.states, slot)
+        # Nothing for trainer and evaluator where each worker has its own: a push of theirs, which
+        # would be a mistake, fails instead of moving a worker's state.
+        own = 0 if len(self.states) == 1 else slot
+        self.state = list(self.states[own : own + 1].flatten(0, 1))
         self.target = DoubleBuffer(block, "target")
         self.snapshot = DoubleBuffer(block, "snapshot")
         self.control = block["control"]
         self.slots = block["slots"]
         self.slot = self.slots[slot]
-        self._steps, self._updates = self.slots[:, STEPS], self.slots[:, UPDATES]
+        self._steps, self._updates = self.slots[:, layout.STEPS], self.slots[:, layout.UPDATES]
         self._multipliers = block["multipliers"]
         self.moments = RunMoments(block, slot)
         self._pulled_others = 0
@@ -82,31 +65,36 @@ class ParameterStore:
         return int(self._updates.sum())
 
     @property
-    def epsilon_multiplier(self) -> float:
-        """Factor on every epsilon, written by the trainer."""
-        return float(self._multipliers[1])
-
-    @property
     def learning_rate_multiplier(self) -> float:
         """Factor on every learning rate, written by the trainer."""
         return float(self._multipliers[0])
 
     @property
     def _updates_of_others(self) -> int:
-        return self.updates - int(self.slot[UPDATES])
+        return self.updates - int(self.slot[layout.UPDATES])
 
     @property
     def leaving(self) -> bool:
         """Whether the workers are told to stop."""
-        return bool(self.control[WORKERS_STOP])
+        return bool(self.control[layout.WORKERS_STOP])
+
+    def enter(self, incarnation: int) -> None:
+        """This process has the slot from now on; its CPU time comes on top of what is there."""
+        self._cpu_before = int(self.slot[layout.CPU_NS])
+        self.slot[layout.PID], self.slot[layout.INCARNATION] = os.getpid(), incarnation
+        self.slot[layout.PHASE] = layout.STARTING
+
+    def count_cpu(self) -> None:
+        """Write down the CPU time of this process, after `enter`."""
+        self.slot[layout.CPU_NS] = self._cpu_before + time.process_time_ns()
 
     def beat(self) -> None:
         """A sign of life."""
-        self.slot[HEARTBEAT_NS] = time.monotonic_ns()
+        self.slot[layout.HEARTBEAT_NS] = time.monotonic_ns()
 
     def idle(self, lr: float) -> None:
         """Wait a moment for more budget; `lr` is for stores whose workers update together."""
-        self.slot[PHASE] = WAITING
+        self.slot[layout.PHASE] = layout.WAITING
         self.beat()
         # All together look no oftener than that: hundreds that wait would leave no core to work.
         time.sleep(max(0.001, len(self.slots) / LOOKS_PER_SECOND))
@@ -150,18 +138,14 @@ class ParameterStore:
         if gradient is None:
             return staleness
         if max_staleness is not None and staleness > max_staleness:
-            self.slot[SKIPPED] += 1
+            self.slot[layout.SKIPPED] += 1
             return staleness
         lr *= self.learning_rate_multiplier
         if staleness_scaling:
             lr /= max(1, staleness)
         self.optimizer.step(self.theta, gradient, self.state, lr, self.updates)
-        self.slot[UPDATES] += 1
+        self.slot[layout.UPDATES] += 1
         return staleness
-
-    def lower_learning_rate(self) -> None:
-        """Half of it from now on; the trainer's word."""
-        self._multipliers[0] *= 0.5
 
     @property
     def target_due(self) -> bool:

@@ -12,16 +12,9 @@ from collections.abc import Callable
 
 import torch
 
+from async_dqn.parameters import layout
 from async_dqn.parameters.block import BlockSection, SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
-from async_dqn.parameters.layout import (
-    PHASE,
-    SHARED_OUT,
-    STEPS,
-    UPDATES,
-    WAITING,
-    WORKERS_STOP,
-)
 from async_dqn.parameters.optimizers import Optimizer
 from async_dqn.parameters.store import COPY, ParameterStore
 from async_dqn.parameters.target import Target
@@ -60,8 +53,7 @@ class SynchronousStore(ParameterStore):
     ):
         super().__init__(block, optimizer, slot, target_rule, target_every)
         self._rounds = block["rounds"]
-        self._own = self._rounds[slot]
-        self._first = slot == 0
+        self._own, self._first = self._rounds[slot], slot == 0
         self._parts = torch.from_numpy(block["parts"])  # [W, rows, P]
         self._part = self._parts[slot]
         lines, workers = len(self.theta) // 16, len(self._rounds)  # whole cache lines
@@ -70,9 +62,9 @@ class SynchronousStore(ParameterStore):
         # A fast worker may have begun: what earlier sessions did is the same for all.
         is_new = self._own[DONE] == 0
         before = self.slots[-1] if is_new else self.slots.sum(axis=0)
-        self._known_steps, self._count = int(before[STEPS]), int(before[UPDATES])
+        self._known_steps, self._count = int(before[layout.STEPS]), int(before[layout.UPDATES])
         self._since_average, self._learned, self._abandoned = 0, False, False
-        self._has_begun = bool(self.control[SHARED_OUT])
+        self._has_begun = bool(self.control[layout.SHARED_OUT])
         if self._first and target_every is not None:
             published = self.target.step // target_every
             self._own[PUBLISHED] = max(published, self._own[PUBLISHED])
@@ -94,14 +86,8 @@ class SynchronousStore(ParameterStore):
         """Copy theta, or this worker's own parameters."""
         network.vector.copy_(self.theta if self._every is None else self._part[0])
 
-    def push(
-        self,
-        gradient: torch.Tensor | None,
-        lr: float,
-        staleness_scaling: bool = False,
-        max_staleness: int | None = None,
-    ) -> int:
-        """Take part in the next round, None: with nothing. Staleness is always 0."""
+    def push(self, gradient: torch.Tensor | None, lr: float, *staleness: object) -> int:
+        """Take part in the next round, None: with nothing. The staleness is always 0."""
         if self._own[GIVEN] > self._own[DONE]:  # a former incarnation died inside it
             self._finish_round(lr)
         if self._every is None:
@@ -123,7 +109,7 @@ class SynchronousStore(ParameterStore):
         """Without budget: nothing to give, but the others need this worker's slice."""
         super().idle(lr)
         if not self._has_begun:  # nobody begins before all have their budget; then look again
-            self._has_begun = bool(self.control[SHARED_OUT])
+            self._has_begun = bool(self.control[layout.SHARED_OUT])
             return
         if self._own[GIVEN] > self._own[DONE]:
             self._finish_round(lr)
@@ -145,7 +131,7 @@ class SynchronousStore(ParameterStore):
         if present:
             self._update_slice(lr)
         if self._first:
-            self._own[LEAVE] = self.control[WORKERS_STOP]
+            self._own[LEAVE] = self.control[layout.WORKERS_STOP]
         self._own[DONE] = number
         if not self.wait(lambda: self._rounds[:, DONE].min() >= number):
             return
@@ -180,7 +166,7 @@ class SynchronousStore(ParameterStore):
     def _count_update(self) -> None:
         self._count += 1
         if self._first:
-            self.slot[UPDATES] += 1
+            self.slot[layout.UPDATES] += 1
 
     def _keep_target(self) -> None:
         """Worker 0 publishes the target when its time has come; the others wait for it."""
@@ -198,9 +184,9 @@ class SynchronousStore(ParameterStore):
             looks += 1
             if looks <= SPINS:
                 continue
-            self.slot[PHASE] = WAITING
+            self.slot[layout.PHASE] = layout.WAITING
             self.beat()
-            if self.control[WORKERS_STOP]:
+            if self.control[layout.WORKERS_STOP]:
                 deadline = deadline or time.monotonic() + PATIENCE_S
                 if time.monotonic() > deadline:
                     self._abandoned = True

@@ -15,10 +15,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _start_time(pid: int) -> str:
         return ""
 
 
-def enter_child(title: str, parent: ParentIdentity, log: Path) -> None:
+def _enter(title: str, parent: ParentIdentity, log: Path) -> None:
     """Tie this process to the trainer, name it, and send its output to `log`."""
     _die_with(parent)
     # A collection that went through what the imports made would take up to 0.2 s, and copy its
@@ -106,9 +107,7 @@ def _die_with(parent: ParentIdentity) -> None:
 
 
 def _exit_after(pidfd: int) -> None:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    poll.poll()
+    wait([pidfd])
     os._exit(1)
 
 
@@ -150,10 +149,15 @@ class PermanentError(Exception):
     """What goes wrong in a child, and would again in the next one."""
 
 
-def report_failure(run: Callable[[], None], pipe: RecordPipe) -> None:
-    """Run a child's body; an exception goes to its log, its last line to the trainer; exit 1."""
+@contextmanager
+def in_child(
+    title: str, parent: ParentIdentity, log: Path, connection: Connection
+) -> Iterator[RecordPipe]:
+    """What a child does lies within: an exception goes to its log and to the trainer; exit 1."""
+    _enter(title, parent, log)
+    pipe = RecordPipe(connection)
     try:
-        run()
+        yield pipe
     except Exception as error:
         import traceback
 

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -14,6 +14,11 @@ from async_dqn.config.config import UserError
 STOPPING = "note: stopping, saving (again to quit now)"
 SAME_S = 1.0  # seconds
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _install(handlers: Mapping[int, Any]) -> dict[int, Any]:
+    """Set these handlers of signals; returns those before."""
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
 
 @contextmanager
@@ -32,7 +37,7 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = signal.signal(signal.SIGALRM, give_up)
+    old = _install({signal.SIGALRM: give_up})
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -40,7 +45,7 @@ def time_limit(seconds: float, message: str) -> Iterator[None]:
         raise UserError(message) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+        _install(old)
 
 
 @contextmanager
@@ -49,16 +54,11 @@ def leaving_at_once() -> Iterator[None]:
 
     A KeyboardInterrupt could meet an import that catches all, and then nobody would stop.
     """
-    old = {number: signal.signal(number, _leave) for number in ENDING}
+    old = _install(dict.fromkeys(ENDING, lambda number, frame: os._exit(exit_code(number))))
     try:
         yield
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    os._exit(exit_code(number))
+        _install(old)
 
 
 def exit_code(number: int) -> int:
@@ -76,10 +76,9 @@ class StopSignals:
     """While entered, the first ending signal sets `received`; a second one calls `force`.
 
     What comes within SAME_S of the first is the same: `timeout` and service managers signal the
-    process and then its whole group.
-    `note` is said at the first. Ctrl-Z passes SIGSTOP to `pass_on`, and SIGCONT when this process
-    goes on. `fd` becomes readable at a signal, for use in a wait. Main thread only (UserError
-    elsewhere).
+    process and then its whole group. `note` is said at the first. Ctrl-Z passes SIGSTOP to
+    `pass_on`, and SIGCONT when this process goes on. `fd` becomes readable at a signal, for use in
+    a wait. Main thread only (UserError elsewhere).
     """
 
     def __init__(
@@ -102,12 +101,10 @@ class StopSignals:
 
     def arm(self) -> dict[int, Any]:
         """Set the handlers; those before. An environment made in this process may set its own."""
-        old = {number: signal.signal(number, self._handle) for number in ENDING}
-        return old | {signal.SIGTSTP: signal.signal(signal.SIGTSTP, self._suspend)}
+        return _install(dict.fromkeys(ENDING, self._handle) | {signal.SIGTSTP: self._suspend})
 
     def __exit__(self, *exc: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        _install(self._old)
         signal.set_wakeup_fd(self._old_wake)
         os.close(self.fd)
         os.close(self._wake)

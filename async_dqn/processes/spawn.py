@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -20,6 +20,7 @@ from typing import Any
 
 from async_dqn.processes.child_side import receive
 
+METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 MAX_FAILURES = 10  # of a child in a row
 PROGRESS_STEPS = 1000  # what ends the row
@@ -35,7 +36,7 @@ PRELOADED = (
 
 def context() -> BaseContext:
     """The context that starts our children."""
-    return multiprocessing.get_context("forkserver" if _has_fork_server() else "spawn")
+    return multiprocessing.get_context(METHOD)
 
 
 def preload(modules: list[str]) -> None:
@@ -44,23 +45,21 @@ def preload(modules: list[str]) -> None:
     The server is a fresh interpreter: it must find this package wherever it was started, and its
     children must not open one compute thread per core each.
     """
-    if not _has_fork_server():
+    if METHOD == "spawn":
         return
     multiprocessing.set_forkserver_preload([*PRELOADED, *modules])
     package = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     changes = {"PYTHONPATH": path} | dict.fromkeys(THREAD_VARIABLES, "1")
-    before = {name: os.environ.get(name) for name in changes}
+    before = os.environ.copy()
     os.environ.update(changes)
     try:
         with interrupts_blocked():
             forkserver.ensure_running()
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in changes:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager
@@ -91,10 +90,6 @@ def _main_as_it_is() -> Iterator[None]:
         yield
     finally:
         main.__file__ = path
-
-
-def _has_fork_server() -> bool:
-    return "forkserver" in multiprocessing.get_all_start_methods()
 
 
 @dataclass
@@ -194,8 +189,7 @@ class Child:
             self.process.kill() if number == signal.SIGKILL else self.process.terminate()
 
 
-def failure_summary(workers: Iterable[Child]) -> str:
+def failure_summary(workers: Sequence[Child]) -> str:
     """How many were given up, and the cause of the last."""
-    workers = list(workers)
     *_, last = gone = [worker for worker in workers if worker.retired]
     return f"{len(gone)} of {len(workers)} workers {last.failed_often} (last: {last.cause})"

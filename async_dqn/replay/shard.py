@@ -51,11 +51,11 @@ class ReplayShard:
         shape: tuple[int, ...],
         dtype: str,
     ):
-        rows = capacity // num_envs
-        if capacity < least_capacity(num_envs, length):
+        rows, least = capacity // num_envs, least_capacity(num_envs, length)
+        if capacity < least:
             raise ValueError(
                 f"a replay of {capacity} steps is {rows} time steps of {num_envs} environments; "
-                f"segments of {length} steps need at least {least_capacity(num_envs, length)} steps"
+                f"segments of {length} steps need at least {least} steps"
             )
         self.num_envs, self.length = num_envs, length
         self.batch_size, self.alpha = batch_size, alpha
@@ -81,12 +81,6 @@ class ReplayShard:
         """Whether there is anything to sample, and so many steps or all that it can hold."""
         full = self._head >= self._slots - 1
         return self._tree.total > 0 and (full or self.size >= least)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory in bytes; grows by one observation per stored episode end."""
-        ring = sum(array.nbytes for array in self._fields.values())
-        return ring + self._tree.nbytes + sum(obs.nbytes for obs in self._finals.values())
 
     def add(self, rollout: Rollout) -> None:
         """Append the next rollout of the collector; it must go on where the last one stopped.
@@ -257,11 +251,9 @@ class ReplayShard:
             raise ValueError("replay: saved with another capacity, batch or segment length")
         head, opened, pending = position[3:]
         used = min(head + 1, self._slots) * self.num_envs
-        lengths = dict.fromkeys([*self._fields, "priorities"], used) | {
-            "max_priority": 1,
-            "final_obs": len(arrays["final_index"]),
-        }
         index, priorities = arrays["final_index"], arrays["priorities"]
+        lengths = dict.fromkeys([*self._fields, "priorities"], used)
+        lengths |= {"max_priority": 1, "final_obs": len(index)}
         if (
             any(len(arrays[name]) != length for name, length in lengths.items())
             or not 0 <= opened <= head

@@ -23,35 +23,31 @@ class SumTree:
         self.size = size
         self.total = 0.0
         # Leaves first; float32 halves the memory, the sums above are float64.
-        self._levels = [np.zeros((-(-size // FAN_OUT), FAN_OUT), np.float32)]
-        while (count := len(self._levels[-1])) > 1:
-            self._levels.append(np.zeros((-(-count // FAN_OUT), FAN_OUT)))
+        leaves, *sums = _nodes(size)
+        self._levels = [np.zeros((leaves, FAN_OUT), np.float32)]
+        self._levels += [np.zeros((count, FAN_OUT)) for count in sums]
 
     @property
     def masses(self) -> NDArray[np.float32]:
         """The leaves [size], to be read; `update` changes them."""
         return self._levels[0].reshape(-1)[: self.size]
 
-    @property
-    def nbytes(self) -> int:
-        """Memory in bytes."""
-        return sum(level.nbytes for level in self._levels)
-
     def update(self, leaves: NDArray[np.int64], masses: NDArray[np.float32]) -> None:
         """Set `masses` [K], finite and >= 0, of `leaves` [K]; of a repeated leaf the last holds."""
         self.masses[leaves] = masses
-        nodes = leaves // FAN_OUT
-        for below, above in pairwise(self._levels):
-            above.reshape(-1)[nodes] = _running_sums(below[nodes])[:, -1]
-            nodes = nodes // FAN_OUT
-        self.total = float(_running_sums(self._levels[-1])[0, -1])
+        self._sum_up(leaves // FAN_OUT)
 
     def load(self, masses: NDArray[np.float32]) -> None:
         """Set the first leaves to `masses`, finite and >= 0, and the others to 0."""
         self.masses[:] = 0.0
         self.masses[: len(masses)] = masses
+        self._sum_up(np.arange(len(self._levels[0])))
+
+    def _sum_up(self, nodes: NDArray[np.int64]) -> None:
+        """Renew what lies above these `nodes` [K] of the lowest level."""
         for below, above in pairwise(self._levels):
-            above.reshape(-1)[: len(below)] = _running_sums(below)[:, -1]
+            above.reshape(-1)[nodes] = _running_sums(below[nodes])[:, -1]
+            nodes = nodes // FAN_OUT
         self.total = float(_running_sums(self._levels[-1])[0, -1])
 
     def find(self, points: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -73,12 +69,16 @@ class SumTree:
 
 def tree_bytes(size: int) -> int:
     """What a tree of `size` leaves takes, without building it."""
-    count = -(-size // FAN_OUT)
-    total = count * FAN_OUT * 4
-    while count > 1:
-        count = -(-count // FAN_OUT)
-        total += count * FAN_OUT * 8
-    return total
+    leaves, *sums = _nodes(size)
+    return FAN_OUT * (4 * leaves + 8 * sum(sums))
+
+
+def _nodes(size: int) -> list[int]:
+    """How many each level has, the lowest first."""
+    counts = [-(-size // FAN_OUT)]
+    while counts[-1] > 1:
+        counts.append(-(-counts[-1] // FAN_OUT))
+    return counts
 
 
 def _running_sums(nodes: NDArray) -> NDArray[np.float64]:

@@ -5,8 +5,10 @@ Medians over blocks of updates, so that a moment in which the machine did someth
 """
 
 import time
+import timeit
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 
@@ -16,7 +18,6 @@ from async_dqn.algorithms.rollout import Rollout
 from async_dqn.evaluation.crew import Crew
 from async_dqn.evaluation.episodes import EpisodeRunner
 from async_dqn.parameters.flat_network import FlatNetwork
-from async_dqn.parameters.store import ParameterStore
 from async_dqn.training.clock import LOST_VALUES, Times
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.run_spec import RunSpec
@@ -31,12 +32,8 @@ NORMAL_QUARTILES = 1.349  # between the quartiles of a normal distribution, in s
 class TimedLearner(Learner):
     """A learner that notes what its parts cost: seconds by the names of `Times` in `spent`."""
 
-    def __init__(self, run_spec: RunSpec, store: ParameterStore, index: int):
-        super().__init__(run_spec, store, index)
-        self.restart()
-
     def restart(self) -> None:
-        """Forget what was noted."""
+        """Begin to note, with nothing noted."""
         self.spent: dict[str, list[float]] = defaultdict(list)
         self._since, self._vector_steps = time.perf_counter(), 0
 
@@ -76,7 +73,8 @@ def measure(run_spec: RunSpec, seconds: float = MEASURE_S) -> Times:
     run_spec = replace(run_spec, config=run_spec.config.with_settings({"replay_start": 1}))
     store, network = run_spec.alone()
     learner = TimedLearner(run_spec, store, 0)
-    try:
+    with closing(learner):
+        learner.restart()
         learner.reset(0)
         for period in (min(WARM_UP_S, seconds), seconds):
             learner.restart()
@@ -84,8 +82,6 @@ def measure(run_spec: RunSpec, seconds: float = MEASURE_S) -> Times:
             while time.monotonic() < end or len(learner.spent["update_s"]) < LEAST_UPDATES:
                 learner.update(run_spec.config.run.steps)
                 learner.clear()
-    finally:
-        learner.envs.close()
     play_s, play_row_s = _playing(run_spec, network)
     updates = learner.spent.pop("update_s")
     low, middle, high = np.quantile(updates, (0.25, 0.5, 0.75))
@@ -105,13 +101,9 @@ def _playing(run_spec: RunSpec, network: FlatNetwork) -> tuple[float, float]:
     for episodes in FEW, MANY:
         crew = Crew(EpisodeRunner(run_spec, network, episodes))
         crew.begin(crew.player.screening)
-        since, spent = time.perf_counter(), []
-        for stepped in islice(crew.play(crew.player.total), PLAYED_STEPS):
-            now = time.perf_counter()
-            spent.append((stepped, now - since))
-            since = now
-        rows, seconds = zip(*spent[1:])
-        means.append((np.mean(rows), typical(seconds)))
+        steps = islice(crew.play(crew.player.total), PLAYED_STEPS)
+        rows, ends = zip(*((stepped, time.perf_counter()) for stepped in steps))
+        means.append((np.mean(rows[1:]), typical(np.diff(ends))))
     (few, low), (many, high) = means
     each = max(0.0, (high - low) / (many - few))
     return max(0.0, low - few * each), each
@@ -126,9 +118,5 @@ def typical(seconds: Sequence[float]) -> float:
 def copy_bandwidth() -> float:
     """Bytes per second that one core reads and writes while it copies a large array."""
     source, copy = np.ones((2, COPIED_BYTES // 8))
-    spent = []
-    for _ in range(COPIES):
-        begun = time.perf_counter()
-        np.copyto(copy, source)
-        spent.append(time.perf_counter() - begun)
+    spent = timeit.repeat(lambda: np.copyto(copy, source), number=1, repeat=COPIES)
     return 2 * COPIED_BYTES / float(np.median(spent))

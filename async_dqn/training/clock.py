@@ -1,11 +1,4 @@
-"""What the work of simulated workers costs on a virtual clock, and their shared memory.
-
-The model of contention: N workers have N cores, and only shared memory makes one wait for another.
-Every pull (of theta) and every push (theta and shared optimiser state, read and written) takes up
-the memory for bytes / bandwidth seconds, first come, first served, but never for longer than the
-transfer lasts alone. It is done when its time alone has passed and memory has served it. Pushes
-that overlap overwrite each other here and there. Evaluations have cores of their own.
-"""
+"""What simulated workers cost on a virtual clock, and their shared memory: see `MODEL`."""
 
 import json
 import math
@@ -55,8 +48,7 @@ class Times:
         try:
             with open(path, "rb") as file:
                 times = json.loads(file.read(MAX_BYTES))["times"]
-            older = {field.name: field.default for field in fields(cls) if field.name in ADDED}
-            times = {**older, **times}
+            times = {**dict.fromkeys(ADDED, 0.0), **times}
             return cls(**{field.name: _number(times, field.name, path) for field in fields(cls)})
         except OSError as error:
             reason = error.strerror or str(error)

@@ -37,7 +37,7 @@ def roll_back(run: Run, allowed: bool = True) -> None:
     for row in store.optimizer.directions:
         store.states[:, row].zero_()
     store.sync_target(step, anew=True)
-    store.lower_learning_rate()
+    run.block["multipliers"][0] *= 0.5
     store.slots[:, FAILING] = 0
     run.recorder.warn(
         f"gradients were not finite {IN_A_ROW} times in a row by step {step:,}; back to the "

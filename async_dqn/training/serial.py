@@ -5,7 +5,7 @@ Bit-for-bit reproducible from the seed. Every checkpoint starts new episodes wit
 uninterrupted one.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -120,21 +120,18 @@ class SerialTrainer:
         if evaluation is not None:
             self.run_.add_evaluation(evaluation)
 
-    def _scored(self, final: bool) -> Evaluation | None:
+    def _scored(self, final: bool = False) -> Evaluation | None:
+        """What an evaluation of now comes to, without a pause."""
         if final:
             self.run_.reporter.begin_final()
-        fresh = self.run_.reached is not None
-        return exhaust(self.evaluator.evaluate(final, fresh), self.run_.turn if final else None)
+        steps = self.evaluator.evaluate(final, fresh=self.run_.reached is not None)
+        while True:
+            try:
+                self._played(next(steps), final)
+            except StopIteration as stop:
+                return stop.value
 
-
-def exhaust(
-    steps: Generator[int, None, Evaluation | None], between: Callable[[], None] | None = None
-) -> Evaluation | None:
-    """What an evaluation comes to, without a pause; calls `between` after every step."""
-    while True:
-        try:
-            next(steps)
-            if between is not None:
-                between()
-        except StopIteration as stop:
-            return stop.value
+    def _played(self, stepped: int, final: bool) -> None:
+        """An evaluation has stepped so many environments once."""
+        if final:
+            self.run_.turn()

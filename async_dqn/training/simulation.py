@@ -8,7 +8,6 @@ So does an evaluation, on cores of its own: the score counts when it would be th
 
 import heapq
 from collections import deque
-from collections.abc import Generator
 from dataclasses import asdict
 
 import numpy as np
@@ -20,11 +19,12 @@ from async_dqn.evaluation.evaluator import Evaluator
 from async_dqn.parameters.layout import STEPS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.runs.durable import replace_json
+from async_dqn.runs.progress import print_line
 from async_dqn.runs.reporter import REPORT_SECONDS
 from async_dqn.runs.run import Run
 from async_dqn.training.calibration import measure
 from async_dqn.training.clock import MODEL, MemoryBus, Times, VirtualClock, spread
-from async_dqn.training.serial import SerialTrainer, exhaust
+from async_dqn.training.serial import SerialTrainer
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.records import Evaluation
 from async_dqn.workers.run_spec import RunSpec
@@ -89,40 +89,14 @@ class LossyStore(ParameterStore):
 
 
 class SimulatedEvaluator(Evaluator):
-    """An evaluator that adds up what its episodes take in virtual time, and in CPU time."""
+    """An evaluator whose shares are those of virtual CPU time."""
 
-    def __init__(self, run_spec: RunSpec, store: ParameterStore, best: float | None):
-        super().__init__(run_spec, store, best)
-        self.taken_s = self._cpu_s = 0.0
-        workers = run_spec.config.parallel.workers
-        self._processes = 1 if run_spec.info.batched else evaluation_processes(workers, workers)
-
-    def attach(self, times: Times, clock: VirtualClock) -> None:
-        """Take this long, and count by this clock."""
-        self._times, self._clock = times, clock
-
-    def evaluate(
-        self, final: bool = False, fresh: bool = False
-    ) -> Generator[int, None, Evaluation | None]:
-        """As any evaluator's."""
-        self.taken_s, steps = 0.0, super().evaluate(final, fresh)
-        while True:
-            try:
-                stepped = next(steps)
-            except StopIteration as end:
-                return end.value
-            cost = self._times.play_s + stepped * self._times.play_row_s
-            self._cpu_s += cost
-            self.taken_s += cost / self._processes
-            yield stepped
-
-    @property
-    def cpu_spent_s(self) -> float:
-        return self._cpu_s
+    clock: VirtualClock
+    cpu_spent_s = 0.0
 
     @property
     def all_cpu_spent_s(self) -> float:
-        return self.run_spec.config.parallel.workers * self._clock.now + self._cpu_s
+        return self.run_spec.config.parallel.workers * self.clock.now + self.cpu_spent_s
 
 
 class SimulationTrainer(SerialTrainer):
@@ -148,7 +122,10 @@ class SimulationTrainer(SerialTrainer):
         self.evaluated = 0  # the last boundary, in units of --eval-every
         self.score: Evaluation | None = None  # that is coming
         self.is_evaluating = False
-        self.evaluator.attach(self.times, self.clock)
+        self.evaluator.clock = self.clock
+        self.evaluating_s = 0.0  # what an evaluation takes
+        batched, workers = run.run_spec.info.batched, parallel.workers
+        self.evaluating_processes = 1 if batched else evaluation_processes(workers, workers)
         self._jitter = run.run_spec.generator(JITTER)
         losses = run.run_spec.generator(LOSSES)
         for learner in self.learners:
@@ -175,11 +152,9 @@ class SimulationTrainer(SerialTrainer):
         }
         recorder.drops.attempt(replace_json, self.run_.folder.path / "simulation.json", model)
         if not self.run_.run_spec.config.run.quiet:
-            times = ", ".join(f"{name}={value:.3g}" for name, value in asdict(self.times).items())
-            print(
-                f"simulated    {parallel.workers} workers, all seconds are simulated: {times}",
-                flush=True,
-            )
+            times = ", ".join(f"{name}={value:.3g}" for name, value in model["times"].items())
+            said = f"{parallel.workers} workers, all seconds are simulated: {times}"
+            print_line(f"simulated    {said}")
 
     # The loop
 
@@ -265,8 +240,8 @@ class SimulationTrainer(SerialTrainer):
         due = steps // self.eval_every > self.evaluated and steps < self.budget
         if due and not self.is_evaluating and self.evaluator.within_budget():
             self.evaluated = steps // self.eval_every
-            self.is_evaluating, self.score = True, exhaust(self.evaluator.evaluate())
-            self._plan(self.clock.now + self.evaluator.taken_s, SCORE, NO_WORKER)
+            self.is_evaluating, self.score = True, self._scored()
+            self._plan(self.clock.now + self.evaluating_s, SCORE, NO_WORKER)
 
     def _end_evaluation(self, worker: int) -> None:
         self.is_evaluating = False
@@ -274,8 +249,15 @@ class SimulationTrainer(SerialTrainer):
             self.run_.add_evaluation(self.score)
         self._look()
 
-    def _scored(self, final: bool) -> Evaluation | None:
+    def _scored(self, final: bool = False) -> Evaluation | None:
+        self.evaluating_s = 0.0
         evaluation = super()._scored(final)
-        if not self.run_.reached:  # else the simulated run is over
-            self.clock.now += self.evaluator.taken_s
+        if final and not self.run_.reached:  # else the simulated run is over
+            self.clock.now += self.evaluating_s
         return evaluation
+
+    def _played(self, stepped: int, final: bool) -> None:
+        cost_s = self.times.play_s + stepped * self.times.play_row_s
+        self.evaluator.cpu_spent_s += cost_s
+        self.evaluating_s += cost_s / self.evaluating_processes
+        super()._played(stepped, final)

@@ -11,28 +11,15 @@ from collections.abc import Iterable
 from multiprocessing import connection
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from async_dqn.config.config import UserError
 from async_dqn.evaluation.crew import run_player
 from async_dqn.evaluation.evaluator import run_evaluator
-from async_dqn.parameters.layout import (
-    ACKNOWLEDGED,
-    AFRESH,
-    EVALUATOR_ORDER,
-    FINISH,
-    HEARTBEAT_NS,
-    LAST_PROGRESS_STEP,
-    PHASE,
-    PHASES,
-    PID,
-    QUIT,
-    RUN,
-    SHARED_OUT,
-    STEPS,
-    WORKERS_STOP,
-)
+from async_dqn.parameters import layout
 from async_dqn.processes import spawn
 from async_dqn.processes.child_side import ParentIdentity
-from async_dqn.processes.heartbeats import Heartbeats
 from async_dqn.processes.signals import STOPPING, StopSignals
 from async_dqn.processes.spawn import MAX_FAILURES, Child, failure_summary
 from async_dqn.runs.run import STOPPED, Run
@@ -43,6 +30,7 @@ from async_dqn.workers.run_spec import ProcessArgs
 from async_dqn.workers.worker import run_worker
 
 GRACE_SECONDS = 2.0  # for the stop word, then for SIGTERM
+START_UP_S, LATE_S = 120.0, 2.0  # to the first sign of life; for one turn of the loop
 TICK_SECONDS, SHORT_TICK_SECONDS = 0.05, 0.005
 CALL_AFTER_S = 0.5  # about what the start of a player takes
 STOPPED_RESUMABLE = 75
@@ -64,12 +52,12 @@ class Supervisor:
         self.rollout_steps = parallel.envs_per_worker * parallel.rollout_length
         self.parent = ParentIdentity.here()
         self.together = parallel.mode == "sync"
-        self.actors = parallel.actors
         self.board_due = True
         # A pipeline cannot be formed again by one of its two processes.
         self.max_failures = 0 if parallel.model_parallel else MAX_FAILURES  # of a worker
         self.min_workers = parallel.workers if self.together else parallel.min_workers
-        self.heartbeats = Heartbeats(self.store.slots, parallel.patience_s)
+        self.patience_s = parallel.patience_s
+        self._looked = self._awake_since = time.monotonic()
 
     @property
     def children(self) -> list[Child]:
@@ -82,15 +70,15 @@ class Supervisor:
                 self._call_players(self.run_.run_spec.players)
                 while not self._over():
                     self._turn()
-                self.store.control[WORKERS_STOP] = 1
+                self.store.control[layout.WORKERS_STOP] = 1
                 self._end(self.workers)
                 if self.run_.reached:
                     self.run_.take_decisive()
                     if self.run_.scores_afresh:
-                        self._final_evaluation(AFRESH)
+                        self._final_evaluation(layout.AFRESH)
                 elif self.store.steps >= self.budget:
-                    self._final_evaluation(FINISH)
-                self.store.control[EVALUATOR_ORDER] = QUIT
+                    self._final_evaluation(layout.FINISH)
+                self.store.control[layout.EVALUATOR_ORDER] = layout.QUIT
                 self._end(self.children)
             finally:
                 self._signal_all()
@@ -153,9 +141,10 @@ class Supervisor:
         """A child died before its time: say why, and restart it after a pause."""
         phase, pid = self._phase(child), child.process.pid
         code = child.reap()
-        if child is self.evaluator and code == 0 and self.store.control[EVALUATOR_ORDER] != RUN:
+        order, slot = self.store.control[layout.EVALUATOR_ORDER], self._slot(child)
+        if child is self.evaluator and code == 0 and order != layout.RUN:
             return  # it has done what it was told
-        died_on_start = not child.incarnation and self.store.slots[child.index, PID] != pid
+        died_on_start = not child.incarnation and slot[layout.PID] != pid
         if died_on_start and code > 0 and not child.cause and child.role != "player":
             raise UserError(
                 f"{child.name} could not start (exit {code}); start the trainer under "
@@ -166,37 +155,53 @@ class Supervisor:
         progress = self._progress(child) - child.steps_at_start
         most = self.max_failures if child.role == "worker" else MAX_FAILURES
         child.record_failure(progress, raised, most)
+        often = f"restarting {child.failures} of {MAX_FAILURES}"
+        said = f"{child.name} died ({child.cause}), {often}"
         if child.retired:
+            said = f"{child.name} {child.failed_often}, given up ({child.cause})"
             if child.role == "worker":  # its lease goes back: the steps it will never take
                 self.run_.retired += 1
-                self.block["lease_limits"][child.index] = self.store.slots[child.index, STEPS]
-            self.run_.recorder.warn(f"{child.name} {child.failed_often}, given up ({child.cause})")
-            return
-        often = f"restarting {child.failures} of {MAX_FAILURES}"
-        self.run_.recorder.warn(f"{child.name} died ({child.cause}), {often}")
+                self.block["lease_limits"][child.index] = slot[layout.STEPS]
+        self.run_.recorder.warn(said)
+
+    def _slot(self, child: Child) -> NDArray[np.int64]:
+        return self.store.slots[child.index]
 
     def _progress(self, child: Child) -> int:
-        return int(
-            self.store.slots[child.index, STEPS if child.role == "worker" else LAST_PROGRESS_STEP]
-        )
+        word = layout.STEPS if child.role == "worker" else layout.LAST_PROGRESS_STEP
+        return int(self._slot(child)[word])
 
     def _phase(self, child: Child) -> str:
-        return PHASES[int(self.store.slots[child.index, PHASE])]
+        return layout.PHASES[int(self._slot(child)[layout.PHASE])]
 
     def _kill_hung(self) -> None:
-        """Who shows no sign of life dies; burying it starts the next one."""
-        for child, seconds in self.heartbeats.silent(self.children):
-            child.cause = f"no sign of life for {seconds:.0f} s in {self._phase(child)}"
-            child.kill(signal.SIGKILL)
+        """Who shows no sign of life dies; burying it starts the next one.
+
+        A child that starts gets longer. If this loop came late (a suspended machine, Ctrl-Z),
+        everybody was asleep, and all clocks begin anew.
+        """
+        now = time.monotonic()
+        if now - self._looked > LATE_S:
+            self._awake_since = now
+        self._looked = now
+        for child in [child for child in self.children if child.alive]:
+            slot = self._slot(child)
+            sign_s = int(slot[layout.HEARTBEAT_NS]) / 1e9
+            begun = sign_s > child.started_at and slot[layout.PHASE] != layout.STARTING
+            patience_s = self.patience_s if begun else max(START_UP_S, self.patience_s)
+            silent_s = now - max(self._awake_since, child.started_at, sign_s)
+            if silent_s > patience_s:
+                child.cause = f"no sign of life for {silent_s:.0f} s in {self._phase(child)}"
+                child.kill(signal.SIGKILL)
 
     def _recover(self) -> None:
         """Training has diverged: all stop, the parameters go back, all start again."""
-        self.store.control[WORKERS_STOP] = 1
+        self.store.control[layout.WORKERS_STOP] = 1
         for child in (self.evaluator, *self.players):  # no other may publish the target meanwhile
             child.kill(signal.SIGKILL)
         self._end(self.children)
         roll_back(self.run_, allowed=not self.together)
-        self.store.control[WORKERS_STOP] = 0
+        self.store.control[layout.WORKERS_STOP] = 0
         for child in self.children:
             child.restart_at = None if child.retired else 0.0
 
@@ -208,16 +213,12 @@ class Supervisor:
         if has_diverged(self.store):
             self._recover()
         self._grant()
-        self._keep_target()
+        if self.evaluator.retired and self.store.target_due:  # in its place
+            self.store.sync_target(self.store.steps)
         if not self._start_due() and self.board_due and self.run_.startup_s is not None:
             self.board_due = False
             self.run_.recorder.open_board()  # takes a quarter of a second; now all are at work
         self.run_.turn()
-
-    def _keep_target(self) -> None:
-        """Publish the target network in the place of an evaluator that was given up."""
-        if self.evaluator.retired and self.store.target_due:
-            self.store.sync_target(self.store.steps)
 
     def _tick(self) -> float:
         """None while one is to start, short while the speed is unknown, and near the end."""
@@ -260,22 +261,24 @@ class Supervisor:
             self.run_.reporter.add(record)
         elif kind == "evaluation":
             self.run_.add_evaluation(Evaluation(**record))
-            self.store.control[ACKNOWLEDGED] = record["sequence"]
+            self.store.control[layout.ACKNOWLEDGED] = record["sequence"]
 
     def _grant(self) -> None:
         """Hand out budget; none until the target network has its keeper, or that has failed."""
-        keeper, none = self.evaluator, self.run_.run_spec.config.optimizer.target_sync_steps is None
-        if none or keeper.incarnation > 0 or self.store.slots[keeper.index, HEARTBEAT_NS]:
+        none = self.run_.run_spec.config.optimizer.target_sync_steps is None
+        begun = self._slot(self.evaluator)[layout.HEARTBEAT_NS]
+        if none or begun or self.evaluator.incarnation > 0:
             self._hand_out()
 
     def _hand_out(self) -> None:
         if self.together:  # who waits for each other gets the budget at once, in equal parts
-            if not self.store.control[SHARED_OUT]:
-                share(self.block["lease_limits"][: self.actors], self.budget - self.store.steps)
-                self.store.control[SHARED_OUT] = 1
+            if not self.store.control[layout.SHARED_OUT]:
+                actors = self.run_.run_spec.config.parallel.actors
+                share(self.block["lease_limits"][:actors], self.budget - self.store.steps)
+                self.store.control[layout.SHARED_OUT] = 1
             return
-        counted = self.store.slots[: len(self.workers), STEPS]
-        budget = self.budget - int(self.store.slots[-1, STEPS])
+        counted = self.store.slots[: len(self.workers), layout.STEPS]
+        budget = self.budget - int(self.store.slots[-1, layout.STEPS])
         speeds = self.run_.reporter.worker_speeds
         # Who has not been started would only keep steps from those who wait for some.
         idle = [w.index for w in self.workers if w.retired or w.incarnation < 0]
@@ -297,7 +300,7 @@ class Supervisor:
 
     def _final_evaluation(self, order: int) -> None:
         """Have the final parameters evaluated; a second signal is not needed to leave early."""
-        self.store.control[EVALUATOR_ORDER] = order
+        self.store.control[layout.EVALUATOR_ORDER] = order
         self.run_.reporter.begin_final()
         begun = time.monotonic()
         while not self.signals.received and self.run_.fresh_mean is None:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from async_dqn.algorithms.exploration import schedule
 from async_dqn.config.config import Config, UserError
 from async_dqn.config.cores import usable_cores
 from async_dqn.config.defaults import by_environment
@@ -117,7 +116,10 @@ def train(
         except Exception as error:
             raise failed(folder, recorder, error) from error
     if run.unsaved:
-        raise NotSaved(run.unsaved, folder)
+        raise NotSaved(
+            f"the last checkpoint was not saved ({run.unsaved}); make room, then --resume {folder} "
+            "goes on from the one before"
+        )
     saved = f"; checkpoint saved at step {run.store.steps:,}, --resume {folder} goes on"
     return Outcome(code, folder.path, f"{run.cause}{saved}" if code else "")
 
@@ -203,12 +205,6 @@ class NotSaved(UserError):
 
     exit_code = 75
 
-    def __init__(self, cause: str, folder: RunFolder):
-        super().__init__(
-            f"the last checkpoint was not saved ({cause}); make room, then --resume {folder} goes "
-            "on from the one before"
-        )
-
 
 class RunFailed(UserError):
     """The run itself failed, through no setting of the user's."""
@@ -266,7 +262,7 @@ def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str], reasons:
     if reasons:
         _say("defaults", *reasons)
     _say("workers", *_sharing(config))
-    _say(*_exploration(config))
+    _say(*_exploration(run_spec))
     _say("observation", *info.observation.split(", "))
     if info.masks is not None:
         _say("actions", f"{info.num_actions}", f"masked by {SOURCES[info.masks]}")
@@ -279,12 +275,9 @@ def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str], reasons:
         _say("episodes", f"cut after {limit:,} steps", "in scores too; or --max-episode-steps N")
     replay, parallel = config.replay, config.parallel
     if replay.replay != "none":
-        capacity, megabytes = (
-            replay.replay_capacity // parallel.workers,
-            run_spec.replay_bytes / 1e6,
-        )
-        size = f"{parallel.workers} shards of {capacity} steps"
-        _say("replay", size, f"{megabytes:.0f} MB; learning begins at step {replay.replay_start}")
+        size = f"{parallel.workers} shards of {replay.replay_capacity // parallel.workers} steps"
+        memory = f"{run_spec.replay_bytes / 1e6:.0f} MB"
+        _say("replay", size, f"{memory}; learning begins at step {replay.replay_start}")
     print_line(f"run folder   {folder}")
 
 
@@ -336,18 +329,17 @@ def _components(sizes: Sequence[int]) -> str:
     return f"{len(sizes)} dimension{plural} of {', '.join(map(str, values))} values"
 
 
-def _exploration(config: Config) -> list[str]:
-    if traits_of(config.algorithm.algorithm).explores_itself:
+def _exploration(run_spec: "RunSpec") -> list[str]:
+    policy, strength = run_spec.config.exploration.exploration, run_spec.exploration
+    if run_spec.traits.explores_itself:
         return ["exploration", "by the policy itself"]
-    if is_foreign(config.exploration.exploration):
-        return ["exploration", f"by {config.exploration.exploration}"]
-    count = config.parallel.actors * config.parallel.envs_per_worker
-    strength = schedule(config.exploration, count)
-    finals, counts = np.unique(strength.finals, return_counts=True)
+    if is_foreign(policy):
+        return ["exploration", f"by {policy}"]
+    (finals, counts), count = np.unique(strength.finals, return_counts=True), len(strength.finals)
     mix = [f"{n} of {count} environments to {x:.3g}" for x, n in zip(finals, counts)]
     if len(finals) > 5:
         mix = [f"{count} environments to {finals[0]:.3g} ... {finals[-1]:.3g}"]
-    name = "temperature" if config.exploration.exploration == "boltzmann" else "epsilon"
+    name = "temperature" if policy == "boltzmann" else "epsilon"
     return [name, f"from {strength.start:g}: {mix[0]}", *mix[1:]]
 
 

@@ -23,8 +23,7 @@ def try_out(run_spec: RunSpec) -> None:
     store, _ = run_spec.alone()
     with _blaming(run_spec, "target"):
         store.sync_target(1)
-    learner = Learner(run_spec, store, 0)
-    with contextlib.closing(learner):
+    with contextlib.closing(Learner(run_spec, store, 0)) as learner:
         with _blaming(run_spec, "exploration"):
             learner.epsilon(0)
         with _blaming(run_spec, "algorithm", "network"):
@@ -61,6 +60,5 @@ def _blaming(run_spec: RunSpec, *settings: str) -> Iterator[None]:
         if not own:
             raise
         name = f"{own[0]} {run_spec.config.by_name()[own[0]]}"
-        raise UserError(
-            f"{name} failed ({describe_error(error)}); it needs {WANTED[own[0]]}"
-        ) from error
+        failed = f"{name} failed ({describe_error(error)})"
+        raise UserError(f"{failed}; it needs {WANTED[own[0]]}") from error

@@ -94,7 +94,7 @@ class Learner:
 
     def epsilon(self, step: int) -> np.ndarray:
         """Epsilon [B] at a global step."""
-        return self.exploration.at(step) * np.float32(self.store.epsilon_multiplier)
+        return self.exploration.at(step)
 
     def update(self, budget: int) -> None:
         """One rollout of at most `budget` steps, and what is to be learned after it."""

@@ -9,8 +9,8 @@ import traceback
 import torch
 
 from async_dqn.parameters.flat_network import FlatNetwork
-from async_dqn.parameters.layout import CPU_NS, INCARNATION, PHASE, PID, STARTING, STEPS
-from async_dqn.processes.child_side import RecordPipe, enter_child, report_failure
+from async_dqn.parameters.layout import STEPS
+from async_dqn.processes.child_side import RecordPipe, in_child
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.pipeline import FirstLearner, LastStage
 from async_dqn.workers.run_spec import ProcessArgs
@@ -21,18 +21,15 @@ NICENESS = 5  # where cores are short, target synchronisation and evaluation go 
 
 def run_worker(start: ProcessArgs, learner_kind: type[Learner] = Learner) -> None:
     """Entry point of worker `start.index`."""
-    enter_child(start.title, start.parent, start.log)
-    pipe = RecordPipe(start.pipe)
-    report_failure(lambda: _train(start, pipe, learner_kind), pipe)
+    with in_child(start.title, start.parent, start.log, start.pipe) as pipe:
+        _train(start, pipe, learner_kind)
 
 
 def _train(start: ProcessArgs, pipe: RecordPipe, learner_kind: type[Learner]) -> None:
     torch.set_num_threads(1)
     os.nice(NICENESS)
     store = start.run_spec.store(start.block, start.index)
-    slot = store.slot
-    cpu_before = int(slot[CPU_NS])
-    slot[PID], slot[INCARNATION], slot[PHASE] = os.getpid(), start.incarnation, STARTING
+    store.enter(start.incarnation)
     start.run_spec.seed_globals(start.index, start.incarnation)
     if start.run_spec.config.parallel.model_parallel:
         # A name that no other run has used: a trainer is known by its pid and the time it started.
@@ -43,16 +40,16 @@ def _train(start: ProcessArgs, pipe: RecordPipe, learner_kind: type[Learner]) ->
             )
             while not store.leaving:
                 stage.serve(start.run_spec.learning_rate(store.steps))
-                slot[CPU_NS] = cpu_before + time.process_time_ns()
+                store.count_cpu()
             return
         learner = FirstLearner(start.run_spec, store, rendezvous)
     else:
         learner = learner_kind(start.run_spec, store, start.index)
     with contextlib.closing(learner):
-        _learn(start, pipe, learner, cpu_before)
+        _learn(start, pipe, learner)
 
 
-def _learn(start: ProcessArgs, pipe: RecordPipe, learner: Learner, cpu_before: int) -> None:
+def _learn(start: ProcessArgs, pipe: RecordPipe, learner: Learner) -> None:
     """Rollout after rollout, while there is budget and the trainer has not ended it."""
     store, slot, limits = learner.store, learner.slot, start.block["lease_limits"]
     learner.reset(start.index, start.incarnation)
@@ -68,7 +65,7 @@ def _learn(start: ProcessArgs, pipe: RecordPipe, learner: Learner, cpu_before: i
                 fault = learner.envs.fault
         else:
             store.idle(start.run_spec.learning_rate(store.steps))
-        slot[CPU_NS] = cpu_before + time.process_time_ns()
+        store.count_cpu()
         if time.monotonic() - reported >= REPORT_SECONDS:
             reported = time.monotonic()
             _report(learner, pipe)
