@@ -306,6 +306,7 @@ def test_saved_loaded_resumed_and_evaluated(tmp_path, capsys) -> None:
     for deterministic in (True, False):
         single, _ = loaded.predict(batch[0], deterministic=deterministic)
         assert env.action_space.contains(single)
+    assert loaded.predict(batch[:0])[0].shape == (0, 10)
     assert loaded.evaluate(3) == agent.evaluate(3)
     agent.learn(4_000)
     assert json.loads((agent.run / "result.json").read_text())["steps"] == 4_000

@@ -68,8 +68,11 @@ def own_actions(env: gymnasium.Env) -> Callable[[np.ndarray], np.ndarray]:
     if not isinstance(env, DiscretizeAction | MixedRadixAction):
         return lambda numbers: numbers + space.start
 
+    own = env.env.action_space
+
     def decoded(numbers: np.ndarray) -> np.ndarray:
-        return np.stack([env.action(number) for number in numbers])
+        every = [env.action(number) for number in numbers]
+        return np.array(every, own.dtype).reshape(-1, *own.shape)
 
     return decoded(np.arange(space.n)).__getitem__ if space.n <= TABLED else decoded
 

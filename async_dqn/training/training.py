@@ -88,13 +88,7 @@ def train(
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode != "serial":
         spawn.preload(make.preload_modules(spec))
-    late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
-    with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
-        stored = None if origin is None else origin.state.get("env_info")
-        info = make.probe(spec, stored)
-    reasons: list[str] = []
-    if origin is None:
-        config, reasons = by_environment(config, explicit, info)
+    info, config, reasons = _looked_at(spec, config, explicit, origin)
     _check_replay(config)
     run_spec = _run_spec(config, spec, info, own, origin)
     from async_dqn.runs.run import Run  # torch: late, as it is slow
@@ -122,6 +116,20 @@ def train(
         )
     saved = f"; checkpoint saved at step {run.store.steps:,}, --resume {folder} goes on"
     return Outcome(code, folder.path, f"{run.cause}{saved}" if code else "")
+
+
+def _looked_at(
+    spec: EnvSpec,
+    config: Config,
+    explicit: frozenset[str],
+    origin: checkpoint.Checkpoint | None,
+) -> tuple[EnvInfo, Config, list[str]]:
+    """What the environment shows, and the settings that follow from it, with the reasons."""
+    late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
+    with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
+        stored = None if origin is None else origin.state.get("env_info")
+        info = make.probe(spec, stored)
+    return info, *(by_environment(config, explicit, info) if origin is None else (config, []))
 
 
 def _run_spec(
