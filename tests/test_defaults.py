@@ -44,6 +44,10 @@ def test_few_or_dear_steps_are_learned_from_replay(info, steps, why) -> None:
     assert config.optimizer.target_sync_steps is not None
 
 
+def test_a_tiny_budget_is_learned_from_too() -> None:
+    assert chosen(VECTOR, steps=400)[0].replay.replay_start == 20
+
+
 def test_exploration_falls_in_proportion_to_the_budget() -> None:
     short, long = (chosen(VECTOR, steps=n)[0].exploration.epsilon_steps for n in (200_000, 10**6))
     assert long == 5 * short

@@ -49,6 +49,8 @@ def by_environment(
             "nips"  # `auto` has one with a first layer of stride 1: ten times the work
         )
     found.setdefault("epsilon_steps", max(1, int(ANNEALED * now["steps"])))
+    if SCARCE in kinds:
+        found["replay_start"] = max(1, min(found["replay_start"], now["steps"] // 20))
     if SCARCE in kinds and max(_sides(info)):
         # Learning is to take about the time of acting, from one update for 8 steps to one for each.
         found["epochs"] = min(
