@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
+from async_dqn.config.environment import EnvironmentConfig
 from async_dqn.config.fields import UserError, check, check_run_name
 from async_dqn.config.rules import check_combination
 from async_dqn.config.scaling import FOLLOWING, REFERENCE, at_once, for_workers
 from async_dqn.config.schema import (
     SETTINGS,
     AlgorithmConfig,
-    EnvironmentConfig,
     EvaluationConfig,
     ExplorationConfig,
     NetworkConfig,

@@ -80,6 +80,7 @@ CODES = Range(
 )
 WIDTHS = Range("a list of whole numbers within [1, 65536]", lambda n: 1 <= n <= 65536)
 BELOW_ONE = Range("within [0, 1)", lambda x: 0 <= x < 1)
+ON_OFF = {"on": "", "off": ""}  # choices of a switch
 UNIT_INTERVAL = Range("within [0, 1]", lambda x: 0 <= x <= 1)
 POSITIVE = Range("a finite number above 0", lambda x: 0 < x < math.inf)
 NOT_NEGATIVE = Range("a finite number from 0", lambda x: 0 <= x < math.inf)

@@ -20,8 +20,8 @@ from gymnasium.envs.registration import EnvSpec as RegisteredSpec
 from gymnasium.envs.registration import get_env_id, parse_env_id
 
 from async_dqn.config.config import UserError
+from async_dqn.config.environment import EnvironmentConfig
 from async_dqn.config.fields import describe_error
-from async_dqn.config.schema import EnvironmentConfig
 from async_dqn.envs.spaces import Part
 from async_dqn.envs.wrap import wrapped
 
