@@ -40,14 +40,13 @@ def by_environment(
     chosen = {name: now[name] for name in given}
     kinds, reasons = _kinds(info, now["steps"], chosen)
     found: dict[str, Any] = {}
-    for kind in kinds:
+    for kind in ("common", *kinds):
         preset = read_preset(BY_KIND / f"{kind}.toml")
         so_far = {name: found[name] for name in found.keys() - preset.settings.keys()}
         found = merge(found, preset.for_choices({**so_far, **chosen}))
     if min(_sides(info)) >= LARGE_SIDE:
-        found["network"] = (
-            "nips"  # `auto` has one with a first layer of stride 1: ten times the work
-        )
+        # `auto` has one with a first layer of stride 1: ten times the work.
+        found["network"] = "nips"
     found.setdefault("epsilon_steps", max(1, int(ANNEALED * now["steps"])))
     if SCARCE in kinds:
         found["replay_start"] = max(1, min(found["replay_start"], now["steps"] // 20))
