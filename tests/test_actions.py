@@ -22,7 +22,8 @@ PLACE = spaces.Box(-1, 1, (3,), np.float32)
 PLANE = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 6], np.float32))
 JOINTS = spaces.MultiDiscrete([3, 2], start=[0, 5])
 WHOLE = spaces.Box(np.array([-1, 3], np.int64), np.array([1, 4], np.int64), dtype=np.int64)
-SERIAL = {"mode": "serial", "workers": 1, "envs_per_worker": 4, "hidden": (8,), "eval_episodes": 2}
+SERIAL = {"mode": "serial", "defaults": "fixed", "workers": 1, "envs_per_worker": 4}
+SERIAL |= {"hidden": (8,), "eval_episodes": 2}
 
 
 def spec(

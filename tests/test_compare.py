@@ -22,7 +22,7 @@ from runs import ROOT, is_alive
 GOOD = "serial-one-step-q"
 BAD = "serial-n-step-q:--replay uniform --replay-capacity 20"  # the trainer refuses it
 DIES = "serial-one-step-q:--envs-per-worker 1 --rollout-length 1"  # updates enough to diverge
-HUGE = ("--env", "Scripted/HugeReward-v0", "--set", "import=scripted_ids")
+HUGE = ("--env", "Scripted/HugeReward-v0", "--set", "import=scripted_ids", "--set", "defaults=fixed")
 
 
 def command(out: Path, *arguments: str) -> list[str]:

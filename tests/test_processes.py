@@ -78,7 +78,7 @@ def test_a_run_survives_sigkill_of_a_worker_and_ends_at_exactly_its_budget(start
 def test_one_of_sixteen_workers_is_killed_and_replaced_without_a_dip_of_the_score(start):
     chain = "--import scripted_ids --env Scripted/Chain-v0 --hidden 32 --gamma 0.8 --lr 1e-3"
     looks = "--epsilon-steps 4000 --eval-every 2000 --eval-episodes 5 --steps 60000"
-    many = "--workers 16 --oversubscribe --target-sync-steps none"
+    many = "--workers 16 --oversubscribe --target-sync-steps none --defaults fixed"
     trainer = start(*f"{chain} {looks} {many}".split())
 
     def scores() -> list[float]:
@@ -199,7 +199,7 @@ def test_an_evaluator_that_keeps_up_is_replaced_however_often_it_dies(start):
 
 def evaluator_start(**settings) -> SimpleNamespace:
     config = Config.from_flat({"eval_every": 100, "workers": 1, **settings})
-    spec = EnvSpec("CartPole-v1", {}, (), None, None)
+    spec = EnvSpec("CartPole-v1")
     run_spec = RunSpec(config, spec, probe(spec), choose(config, probe(spec)))
     block = SharedBlock(run_spec.sections(padded_size(run_spec.network())))
     return SimpleNamespace(run_spec=run_spec, block=block, index=1, incarnation=1)

@@ -41,6 +41,7 @@ SETTINGS = {
     "eval_episodes": 1,
     "checkpoint_every": 10**6,
     "quiet": True,
+    "defaults": "fixed",
     "seed": 5,
 }
 EPSILON = {"exploration": "epsilon", "epsilon_final": 0.2, "epsilon_steps": 300}

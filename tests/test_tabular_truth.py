@@ -76,6 +76,7 @@ def slow_unless(quick: bool, *values):
 def learned(mdp: MDP, folder, **settings) -> np.ndarray:
     """Q [S, A] at the end of an asynchronous run on `mdp`."""
     settings = {
+        "defaults": "fixed",
         "workers": 2,
         "envs_per_worker": 16,
         "rollout_length": LENGTH,

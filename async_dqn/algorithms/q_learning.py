@@ -6,7 +6,7 @@ of the rollout are reused). Double Q-learning (van Hasselt et al. 2016) lets the
 choose the action that the target network values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -37,7 +37,7 @@ class QLearning:
     watkins: bool = False  # cut the return before an exploratory action
     rescaled: bool = False  # the network's outputs are h(Q) (Pohlen et al. 2018)
     policy: Policy = EPSILON_GREEDY
-    actions: Flat = FLAT  # what Q-values say of them
+    actions: Flat = field(default=FLAT, kw_only=True)  # what Q-values say of them
     asks_network: ClassVar[bool] = False  # for targets: Q-values seen while acting do not suffice
 
     def act(self, output: QOutput, epsilon: Floats, generator: np.random.Generator) -> Choice:

@@ -93,10 +93,10 @@ def probe(spec: EnvSpec, stored: Mapping[str, Any] | None = None) -> EnvInfo:
     if spec.wrap and (spec.is_atari or spec.backend == "envpool"):
         raise UserError("--wrap is for single environments, not for ALE/ ids and envpool; drop it")
     batch = make_vector(spec, 1, training=True)
-    if spec.eval_wrap:
-        _check_evaluation(spec, batch.info)
     try:
         with creation_errors(spec):
+            if spec.eval_wrap:
+                _check_evaluation(spec, batch.info)
             singles = getattr(batch.vector, "envs", ())
             for env in singles:
                 _warn_of_statistics(env)

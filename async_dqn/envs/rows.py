@@ -47,10 +47,7 @@ def row_writer(space: spaces.Space, batch: np.ndarray, layout: ObservationLayout
 
     def write(row: int, observation: Any) -> None:
         for path, write_part in writers:
-            held = observation
-            for key in path:
-                held = held[key]
-            write_part(row, held)
+            write_part(row, at(observation, path))
 
     return write
 

@@ -60,7 +60,7 @@ class QNetwork(nn.Module):
         self, obs: torch.Tensor, state: State | None = None
     ) -> tuple[QOutput, State | None]:
         """One step of N rows; a recurrent network starts from zeros where `state` is None."""
-        obs, illegal = self._parted(obs) if self.masked else (obs, None)
+        obs, illegal = self._parted(obs)
         features = self._features(obs)
         if self.cell is not None:
             state = self.cell(features, state)
@@ -84,8 +84,7 @@ class QNetwork(nn.Module):
         observations of an episode, before which the state is zeroed. Returns the output over T * B
         rows, time-major, and the states AFTER every row, [T, B, width] each.
         """
-        obs = obs.flatten(0, 1)
-        obs, illegal = self._parted(obs) if self.masked else (obs, None)
+        obs, illegal = self._parted(obs.flatten(0, 1))
         features, cell = self._features(obs), self.cell
         # The inputs' part of the gates at once: half the products, and half the weight gradients.
         inputs = functional.linear(features, cell.weight_ih, cell.bias_ih)
@@ -114,7 +113,7 @@ class QNetwork(nn.Module):
         That is added to theirs. Not for recurrent networks.
         """
         if self.chain is not None:
-            obs, illegal = self._parted(obs) if self.masked else (obs, None)
+            obs, illegal = self._parted(obs)
             q_values = self.chain.forward(self._scaled(obs))
             if illegal is not None:  # whose part of the gradient is 0: they are not taken
                 q_values = q_values.masked_fill(illegal, ILLEGAL)
@@ -122,8 +121,10 @@ class QNetwork(nn.Module):
         q_values = self(obs)[0].q_values
         return q_values, q_values.backward
 
-    def _parted(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Observations, and which actions are illegal [N, A] bool, of rows [N, n] with masks."""
+    def _parted(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Observations, and which actions are illegal [N, A] bool (None: masks are not known)."""
+        if not self.masked:
+            return rows, None
         seen, legal = rows.split((rows.shape[1] - self.masked, self.masked), 1)
         return seen.reshape(len(rows), *self.shape), legal == 0
 

@@ -117,8 +117,8 @@ class Learner:
             self.shard.add(rollout)
         else:
             self._scale_rewards(rollout)
-        if self.shard is None and self._passes > 1 and self.target is None:  # Q-learning
-            self.algorithm.fix_targets(rollout)
+            if self._passes > 1 and self.target is None:  # Q-learning: no other makes several
+                self.algorithm.fix_targets(rollout)
         for k, batch in enumerate(self._batches(rollout, step)):
             if k:
                 self._pull()
