@@ -5,6 +5,7 @@ import errno
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -12,32 +13,25 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from async_dqn.config.config import UserError
+from async_dqn.processes import spawn
 from async_dqn.runs import checkpoint
 
-SAVER = """
-import sys, threading
-from pathlib import Path
-import numpy as np
-from async_dqn.runs import checkpoint
-folder, step = Path(sys.argv[1]), int(sys.argv[2])
-checkpoint.clean(folder)
-def loop(step):
+
+def keep_saving(folder: Path, step: int, acknowledged: Connection) -> None:
+    checkpoint.clean(folder)
     while True:
         step += 1
         files = {k: {"w": np.full(50_000, step, np.float32)} for k in ("model", "target")}
         marks = ("latest", "best") if step % 5 == 0 else ("latest",)
         checkpoint.save(folder, step, files, {"updates": step}, marks, keep=2)
-        print(step, flush=True)
-thread = threading.Thread(target=loop, args=(step,), daemon=True)
-thread.start()
-thread.join()
-"""
+        acknowledged.send(step)
 
 
 def tensors(value: float = 1.0) -> dict[str, dict[str, np.ndarray]]:
@@ -150,18 +144,18 @@ def test_kill_at_any_moment_loses_nothing_acknowledged(tmp_path):
     folder.mkdir(parents=True)
     unfinished = 0
     for _ in range(15):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVER, str(folder), str(acknowledged)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        acknowledged = int(process.stdout.readline())
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        arguments = (folder, acknowledged, writer)
+        process = spawn.context().Process(target=keep_saving, args=arguments)
+        process.start()
+        writer.close()
+        acknowledged = reader.recv()
         time.sleep(rng.uniform(0, 0.15))
-        os.kill(process.pid, signal.SIGKILL)
-        said = process.stdout.read().splitlines()
-        process.wait()
-        process.stdout.close()
-        acknowledged = int(said[-1]) if said else acknowledged
+        process.kill()
+        with contextlib.suppress(EOFError):
+            while True:
+                acknowledged = reader.recv()
+        process.join()
         unfinished += sum(".tmp-" in name for name in names(folder))
         for path in folder.glob("step-" + "[0-9]" * 12):
             loaded = checkpoint.load(path)  # nothing half-done bears a finished name

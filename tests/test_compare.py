@@ -22,7 +22,10 @@ from runs import ROOT, is_alive
 GOOD = "serial-one-step-q"
 BAD = "serial-n-step-q:--replay uniform --replay-capacity 20"  # the trainer refuses it
 DIES = "serial-one-step-q:--envs-per-worker 1 --rollout-length 1"  # updates enough to diverge
-HUGE = ("--env", "Scripted/HugeReward-v0", "--set", "import=scripted_ids", "--set", "defaults=fixed")
+SLOW = ("--env", "Scripted/Slow-v0", "--set", "import=scripted_ids", "--set", "env-arg=step=0.001")
+SLOW += ("--set", "defaults=fixed")
+HUGE = ("--env", "Scripted/HugeReward-v0", "--set", "import=scripted_ids")
+HUGE += ("--set", "defaults=fixed")
 
 
 def command(out: Path, *arguments: str) -> list[str]:
@@ -91,8 +94,8 @@ def test_the_report_shows_results_failures_and_commands(finished):
 
 def test_an_interrupted_call_is_taken_up_where_it_stopped(tmp_path):
     out = tmp_path / "out"
-    done, run = (out / f"runs/CartPole-v1/{GOOD}-s{seed}" for seed in (0, 1))
-    arguments = ("--methods", f"{GOOD},{BAD}", "--seeds", "2", "--steps", "20000")
+    done, run = (out / f"runs/Scripted-Slow-v0/{GOOD}-s{seed}" for seed in (0, 1))
+    arguments = ("--methods", f"{GOOD},{BAD}", "--seeds", "2", "--steps", "2000", *SLOW)
     process = start(out, *arguments)
     deadline = time.monotonic() + 60
     while not (run / "config.json").exists() and time.monotonic() < deadline:

@@ -10,7 +10,7 @@ from async_dqn.networks.network import OnDevice, QNetwork
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.runs.preflight import check_device
 from async_dqn.workers.run_spec import RunSpec
-from runs import DEVICES, SMALL, Trainer
+from runs import DEVICES, SMALL, Here
 
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
 VARIANTS = [
@@ -87,5 +87,5 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(name) -> None
 def test_a_run_on_a_gpu_ends_at_its_budget(device, options, tmp_path) -> None:
     variants = ("--algorithm", "one-step-q", "--double", "--target-sync-steps", "100")
     settings = (*SMALL, "--device", device, "--steps", "2_000", *variants)
-    code, _, errors = Trainer(tmp_path, *settings, *options).finish()
+    code, _, errors = Here(tmp_path, *settings, *options).finish()
     assert code == 0, errors

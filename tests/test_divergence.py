@@ -15,23 +15,14 @@ from async_dqn.runs import checkpoint
 from async_dqn.runs.run import Run
 from async_dqn.training import training
 from async_dqn.training.divergence import roll_back
-from runs import Trainer
+from runs import Here, Started
 
-HUGE = ("--import", "scripted_ids", "--env", "Scripted/HugeReward-v0", "--steps", "100000")
-HUGE += (
-    "--defaults",
-    "fixed",
-    "--envs-per-worker",
-    "4",
-    "--eval-every",
-    "100000",
-    "--eval-episodes",
-    "2",
-)
+HUGE = ("--import", "scripted_ids", "--env", "Scripted/HugeReward-v0", "--steps", "20000")
+HUGE += ("--envs-per-worker", "4", "--eval-every", "100000", "--eval-episodes", "2")
 MODES = {"serial": ("--mode", "serial", "--workers", "1"), "async": ("--workers", "2")}
 
 
-def parameters(trainer: Trainer) -> np.ndarray:
+def parameters(trainer: Started) -> np.ndarray:
     """Of the newest checkpoint; loading it verifies it."""
     tensors = checkpoint.load(checkpoint.resolve(trainer.run)).tensors
     return np.concatenate(
@@ -39,13 +30,13 @@ def parameters(trainer: Trainer) -> np.ndarray:
     )
 
 
-def warnings(trainer: Trainer) -> list[str]:
+def warnings(trainer: Started) -> list[str]:
     return [event["cause"] for event in trainer.events() if event["event"] == "warning"]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_training_that_diverges_again_ends_with_a_good_checkpoint(tmp_path, mode) -> None:
-    trainer = Trainer(tmp_path, *HUGE, *MODES[mode])
+    trainer = Here(tmp_path, *HUGE, *MODES[mode])
     code, _, err = trainer.finish()
     assert code == 1
     *first, last = err.splitlines()
@@ -56,7 +47,7 @@ def test_training_that_diverges_again_ends_with_a_good_checkpoint(tmp_path, mode
 
 
 def test_synchronous_workers_stop_at_once(tmp_path) -> None:
-    trainer = Trainer(tmp_path, *HUGE, "--mode", "sync", "--workers", "2")
+    trainer = Here(tmp_path, *HUGE, "--mode", "sync", "--workers", "2")
     code, _, err = trainer.finish()
     assert code == 1 and err.count("\n") == 1 and "training diverged" in err
 
@@ -65,11 +56,11 @@ def test_synchronous_workers_stop_at_once(tmp_path) -> None:
 def test_training_goes_on_from_good_parameters(tmp_path, mode) -> None:
     events = tmp_path / "Scripted-HugeReward-v0" / "mended" / "events.jsonl"
     arguments = ("--env-arg", f"file={str(events)!r}", "--env-arg", "until='half the learning'")
-    trainer = Trainer(tmp_path, *HUGE, *MODES[mode], *arguments, "--run-name", "mended")
+    trainer = Here(tmp_path, *HUGE, *MODES[mode], *arguments, "--run-name", "mended")
     code, _, err = trainer.finish()
     assert code == 0, err
     result = trainer.result()
-    assert (result["status"], result["steps"]) == ("budget reached", 100_000)
+    assert (result["status"], result["steps"]) == ("budget reached", 20_000)
     assert result["updates"] > 100 and np.isfinite(parameters(trainer)).all()
     assert sum("half the learning rate" in text for text in warnings(trainer)) == 1
     assert checkpoint.load(checkpoint.resolve(trainer.run)).state["lr_multiplier"] == 0.5
@@ -147,9 +138,9 @@ def test_a_resumed_run_goes_back_to_what_it_began_with(tmp_path) -> None:
 
 
 def test_a_bad_gradient_now_and_then_is_only_dropped(tmp_path) -> None:
-    trainer = Trainer(tmp_path, *HUGE, *MODES["async"], "--env-arg", "every=1000")
+    trainer = Here(tmp_path, *HUGE, *MODES["async"], "--env-arg", "every=500")
     code, _, err = trainer.finish()
     assert (code, err) == (0, "")
     state = checkpoint.load(checkpoint.resolve(trainer.run)).state
-    assert 20 <= state["skipped_updates"] <= 100  # a worker's 4 environments have theirs at once
+    assert 8 <= state["skipped_updates"] <= 40  # a worker's 4 environments have theirs at once
     assert np.isfinite(parameters(trainer)).all()

@@ -34,6 +34,7 @@ def test_every_variant_finds_the_end_of_the_chain(variant, tmp_path):
     if variant.get("exploration", "epsilon") != "epsilon" or variant.get("algorithm") == "a3c":
         del settings["epsilon_final"]
     settings |= {"eval_every": 100_000, "runs_dir": str(tmp_path), "max_episode_steps": 40}
+    settings["defaults"] = "fixed"
     agent = AsyncDQN(ChainEnv, env_arg={"n": 6}, **settings | variant)
     best = 1.0
     assert agent.evaluate(episodes=5)[0] < best

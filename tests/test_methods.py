@@ -1,14 +1,13 @@
 """Real asynchronous runs of the methods through the command line, to the end and evaluated."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from async_dqn.cli import main
 from async_dqn.runs import checkpoint
-from runs import ROOT, Trainer
+from runs import Here
 
 SMALL = ("--workers", "2", "--envs-per-worker", "4", "--hidden", "16", "--eval-episodes", "10")
 METHODS = {
@@ -25,34 +24,30 @@ EVALUATED = ("recurrent", "rainbow")
 WARNING = "an environment failed by step "
 
 
-def train(folder: Path, *arguments: str) -> tuple[Trainer, str]:
+def train(folder: Path, *arguments: str) -> tuple[Here, str]:
     """A finished run and what it wrote to stderr."""
-    trainer = Trainer(folder, *SMALL, "--quiet", *arguments)
-    try:
-        code, _, err = trainer.finish(seconds=60)
-    finally:
-        trainer.process.kill()
+    trainer = Here(folder, *SMALL, "--quiet", *arguments)
+    code, _, err = trainer.finish()
     assert code == 0, err
     return trainer, err
 
 
-def evaluate(run: Path, episodes: int) -> float:
+def evaluate(run: Path, episodes: int, capsys) -> float:
     """The mean that `evaluate` prints."""
-    command = [sys.executable, str(ROOT / "launch.py"), "evaluate", str(run)]
-    command += ["--episodes", str(episodes), "--load", "latest"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--episodes", str(episodes), "--load", "latest"]) == 0
+    out, err = capsys.readouterr()
     said = r"mean return (-?[\d.]+), standard deviation [\d.]+, (\d+) episodes, step.*\n"
-    match = re.fullmatch(said, done.stdout)
-    assert match and int(match[2]) == episodes
+    match = re.fullmatch(said, out)
+    assert match and int(match[2]) == episodes and not err
     return float(match[1])
 
 
 @pytest.mark.parametrize(
     "method",
-    ["a3c", "rainbow", "bins", pytest.param("recurrent", marks=pytest.mark.slow)],
+    METHODS,
 )
-def test_a_method_runs_to_its_budget_and_is_evaluated(method, tmp_path) -> None:
+def test_a_method_runs_to_its_budget_and_is_evaluated(method, tmp_path, capsys) -> None:
     trainer, err = train(tmp_path, "--steps", "3000", *METHODS[method])
     result = trainer.result()
     assert err == ""
@@ -67,7 +62,7 @@ def test_a_method_runs_to_its_budget_and_is_evaluated(method, tmp_path) -> None:
         assert state["architecture"]["num_actions"] == 3
         assert state["env_info"]["actions"] is not None
     if method in EVALUATED:  # the episodes of the final evaluation again
-        assert evaluate(trainer.run, episodes=10) == pytest.approx(result["final_mean"], abs=0.006)
+        assert evaluate(trainer.run, 10, capsys) == pytest.approx(result["final_mean"], abs=0.006)
 
 
 def test_an_environment_that_gives_nan_costs_steps_and_one_warning(tmp_path) -> None:

@@ -85,7 +85,6 @@ def push_and_die(block: SharedBlock, slot: int, pushes: int) -> None:
 
 def test_a_workers_own_state_survives_its_death_and_its_successor_goes_on() -> None:
     block = new_block("momentum", workers=2)
-    spawn.preload([])
     for slot, pushes in ((0, 3), (1, 4), (0, 5)):
         child = spawn.context().Process(target=push_and_die, args=(block, slot, pushes))
         child.start()

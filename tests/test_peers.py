@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -358,29 +359,25 @@ def test_a_missing_package_names_the_extra(monkeypatch, tmp_path, capsys) -> Non
     assert not any(tmp_path.iterdir())
 
 
+def test_the_package_is_a_program() -> None:
+    command = [sys.executable, "-m", "async_dqn.peers"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: name a peer; choose sb3-dqn\n")
+
+
 @needs_sb3
-def test_a_signal_ends_the_run_with_a_result(tmp_path) -> None:
-    command = [sys.executable, "-m", "async_dqn.peers", "sb3-dqn", *SHORT, "--steps=1000000"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    codes = {signal.SIGINT: 130, signal.SIGTERM: 143}
-    processes = {
-        number: subprocess.Popen(
-            [*command, f"--runs-dir={tmp_path}", f"--run-name={number.name}"],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in codes
-    }
-    for number, process in processes.items():
-        run = tmp_path / "CartPole-v1" / number.name
-        deadline = time.monotonic() + 90
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_a_result(tmp_path, capfd, number, code) -> None:
+    run = tmp_path / "CartPole-v1" / "endless"
+
+    def interrupt() -> None:
         while not (run / "evaluations.csv").exists() or not rows(run / "evaluations.csv"):
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-            time.sleep(0.05)
-        process.send_signal(number)
-    for number, process in processes.items():
-        assert (process.communicate(timeout=60)[1], process.returncode) == ("", codes[number])
-        result = read(tmp_path / "CartPole-v1" / number.name / "result.json")
-        assert result["status"] == "stopped" and 500 <= result["steps"] < 1_000_000
-        assert result["final_mean"] is None
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    more = ("--steps=1000000", f"--runs-dir={tmp_path}", "--run-name=endless")
+    assert main(["sb3-dqn", *SHORT, *more]) == code and capfd.readouterr().err == ""
+    result = read(run / "result.json")
+    assert result["status"] == "stopped" and 500 <= result["steps"] < 1_000_000
+    assert result["final_mean"] is None

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from async_dqn.runs import checkpoint
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.pipeline import FirstLearner, LastStage, batch_loss, split
 from async_dqn.workers.run_spec import RunSpec
-from runs import Trainer, listening
+from runs import Here, is_alive, listening
 
 PRESET = ("--preset", "sync-model-parallel", "--eval-episodes", "2", "--quiet")
 # Worker 0 is nearly always stepping: a blow to worker 1 hits no update, where it would be awaited.
@@ -136,8 +137,8 @@ def test_a_run_makes_the_updates_of_serial_mode_and_meets_its_budget(tmp_path) -
     serial = ("--workers", "1", "--mode", "serial", "--envs-per-worker", "16", "--epochs", "1")
     serial += PRESET[2:]
     runs = [
-        Trainer(tmp_path / "a", *PRESET, *short),
-        Trainer(tmp_path / "b", *serial, *short),
+        Here(tmp_path / "a", *PRESET, *short),
+        Here(tmp_path / "b", *serial, *short),
     ]
     models = []
     for trainer in runs:
@@ -158,18 +159,18 @@ def test_a_run_makes_the_updates_of_serial_mode_and_meets_its_budget(tmp_path) -
     "blow", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGSTOP]
 )
 def test_a_broken_pipeline_ends_the_run_with_the_cause_and_it_resumes(tmp_path, blow) -> None:
-    trainer = Trainer(tmp_path, *PRESET, *SLOW, "--steps", "1000000", "--hang-timeout", "1")
-    trainer.wait_for(trainer.has_learned)
-    front, back = trainer.pids("worker")
-    for pid in (front, back):
-        assert listening(pid)
-        assert all(address.startswith("0100007F:") for address in listening(pid))
-    os.kill(trainer.process.pid, signal.SIGSTOP)  # it is to find both of them dead at once
-    os.kill(back, blow)
-    if blow is signal.SIGKILL:
-        trainer.wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (front, back)))
-    os.kill(trainer.process.pid, signal.SIGCONT)
-    code, _, err = trainer.finish(15)
+    def strike(trainer: Here) -> None:
+        front, back = pids = trainer.pids("worker")
+        for pid in pids:
+            assert listening(pid)
+            assert all(address.startswith("0100007F:") for address in listening(pid))
+        os.kill(back, blow)
+        while blow is signal.SIGKILL and is_alive(front):
+            time.sleep(0.01)  # the trainer is to find both of them dead at once
+
+    endless = ("--steps", "1000000", "--hang-timeout", "1")
+    trainer = Here(tmp_path, *PRESET, *SLOW, *endless, strike=strike)
+    code, _, err = trainer.finish()
     assert code == 75, err
     cause = "SIGKILL in " if blow is signal.SIGKILL else "no sign of life"
     first = next(event for event in trainer.events() if event["event"] == "death")
@@ -179,7 +180,7 @@ def test_a_broken_pipeline_ends_the_run_with_the_cause_and_it_resumes(tmp_path, 
     assert steps > 0 and trainer.result()["restarts"] == 0
     if blow is signal.SIGKILL:
         resume = ("--resume", str(trainer.run), *SLOW[:2])
-        again = Trainer(tmp_path, *resume, "--steps", str(steps + 99))
+        again = Here(tmp_path, *resume, "--steps", str(steps + 99))
         code, _, err = again.finish()
         assert code == 0, err
         assert again.result()["steps"] == steps + 99

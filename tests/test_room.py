@@ -5,6 +5,8 @@ import errno
 import json
 import platform
 import resource
+import runpy
+import select
 import subprocess
 import sys
 import time
@@ -14,47 +16,50 @@ import pytest
 from async_dqn.config.config import UserError
 from async_dqn.config.cores import free_memory
 from async_dqn.config.presets import resolve
+from async_dqn.processes import child_side
 from async_dqn.runs import checkpoint, preflight
 from async_dqn.training import training
-from runs import ROOT, SMALL, Trainer, refused
+from runs import ROOT, SMALL, Here, Trainer, refused
 
 MANY = ("--oversubscribe", "--envs-per-worker", "1")
 
 
-def take_away(trainer: Trainer) -> None:
+def take_away(trainer: Here) -> None:
     """Nothing can be saved any more: a file is where the folder was."""
     folder = trainer.run / "checkpoints"
     folder.rename(trainer.run / "moved")
     folder.touch()
 
 
-def give_back(trainer: Trainer) -> None:
+def give_back(trainer: Here) -> None:
     (trainer.run / "checkpoints").unlink()
     (trainer.run / "moved").rename(trainer.run / "checkpoints")
 
 
 @pytest.mark.parametrize("mode", ["serial", "async"])
 def test_a_run_whose_last_checkpoint_is_lost_exits_75_with_the_cause(tmp_path, mode) -> None:
-    trainer = Trainer(tmp_path, *SMALL, "--mode", mode, "--steps", "40000")
-    trainer.wait_until_learning()
-    take_away(trainer)
+    trainer = Here(tmp_path, *SMALL, "--mode", mode, "--steps", "10000", strike=take_away)
     code, _, err = trainer.finish()
     assert code == 75
     *warnings, error = err.splitlines()
     assert all(line.startswith("warning: checkpoint not saved (") for line in warnings)
     assert error.startswith("error: the last checkpoint was not saved (") and "--resume" in error
-    assert trainer.result()["steps"] == 40_000
+    assert trainer.result()["steps"] == 10_000
 
 
 def test_a_checkpoint_lost_on_the_way_costs_a_warning(tmp_path) -> None:
-    trainer = Trainer(tmp_path, *SMALL, "--steps", "100000", "--checkpoint-every", "20000")
-    trainer.wait_until_learning()
-    take_away(trainer)
-    trainer.wait_for(lambda: any("not saved" in str(e["cause"]) for e in trainer.events()))
-    give_back(trainer)
+    def was_missed(trainer: Here) -> bool:
+        return any("not saved" in str(event["cause"]) for event in trainer.events())
+
+    def strike(trainer: Here) -> None:
+        take_away(trainer)
+        trainer.when, trainer.strike = was_missed, give_back
+
+    often = ("--steps", "20000", "--checkpoint-every", "2000")
+    trainer = Here(tmp_path, *SMALL, *often, strike=strike)
     code, _, err = trainer.finish()
     assert code == 0 and "warning: checkpoint not saved (" in err
-    assert checkpoint.load(checkpoint.resolve(trainer.run)).state["steps"] == 100_000
+    assert checkpoint.load(checkpoint.resolve(trainer.run)).state["steps"] == 20_000
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch) -> None:
@@ -125,26 +130,24 @@ def test_synchronous_workers_are_refused_where_writes_may_change_places(
 
 
 @pytest.mark.parametrize(("mode", "works"), [("async", False), ("sync", False), ("serial", True)])
-def test_workers_are_refused_where_pipes_are_short(tmp_path, mode, works) -> None:
+def test_workers_are_refused_where_pipes_are_short(tmp_path, monkeypatch, mode, works) -> None:
     """As on macOS, whose PIPE_BUF is 512; serial mode needs none."""
-    code = (
-        "import select, sys; select.PIPE_BUF = 512; from async_dqn.cli import main; "
-        "sys.exit(main(sys.argv[1:]))"
-    )
+    monkeypatch.setattr(select, "PIPE_BUF", 512)
+    there = runpy.run_path(child_side.__file__)["RECORD_BYTES"]
+    monkeypatch.setattr(child_side, "RECORD_BYTES", there)
     options = ("--steps", "300", "--workers", "1", "--eval-episodes", "2", "--quiet")
-    command = [sys.executable, "-c", code, "--mode", mode, *options, "--runs-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    code, _, err = Here(tmp_path, "--mode", mode, *options).finish()
     if works:
-        assert done.returncode == 0, done.stderr
+        assert (code, err) == (0, "")
         return
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "in one piece (here 512); use --mode serial" in done.stderr
+    assert code == 2 and err.count("\n") == 1
+    assert "in one piece (here 512); use --mode serial" in err
     assert not list(tmp_path.iterdir())
 
 
 def test_memory_that_is_not_there_is_refused_with_nothing_written(tmp_path) -> None:
     huge = ("--replay", "uniform", "--replay-capacity", "10_000_000_000_000")
-    code, _, err = Trainer(tmp_path, *SMALL, *huge).finish()
+    code, _, err = Here(tmp_path, *SMALL, *huge).finish()
     assert code == 2 and err.startswith("error: cannot reserve ") and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -171,7 +174,7 @@ def test_more_processes_than_allowed_are_refused_with_nothing_written(
     assert error.startswith("error: cannot start 20 workers: too many processes (free 40, need 46)")
 
 
-@pytest.mark.parametrize("limit", [60, 16])
+@pytest.mark.parametrize("limit", [pytest.param(60, marks=pytest.mark.slow), 16])
 def test_too_few_descriptors_are_refused_with_nothing_written(tmp_path, limit) -> None:
     trainer = Trainer(tmp_path, *SMALL, "--workers", "8", "--oversubscribe")
     resource.prlimit(trainer.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
@@ -211,7 +214,7 @@ def test_an_environment_that_is_never_made_is_refused_with_nothing_written(
 @pytest.mark.parametrize("mode", ["async", "sync"])
 def test_a_worker_that_sees_other_spaces_ends_the_run_with_nothing_written(tmp_path, mode) -> None:
     environment = ("--import", "scripted_ids", "--env", "Scripted/Changing-v0")
-    trainer = Trainer(tmp_path / "runs", *SMALL, *environment, "--mode", mode, "--quiet")
+    trainer = Here(tmp_path / "runs", *SMALL, *environment, "--mode", mode, "--quiet")
     code, _, err = trainer.finish()
     assert code == 2 and err.count("\n") == 1
     assert "sees 2 actions and observations of (7,); the trainer saw 2 actions" in err

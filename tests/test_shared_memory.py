@@ -46,7 +46,6 @@ def new_block(workers: int = 2, size: int = SIZE, rows: int = 1) -> SharedBlock:
 @pytest.fixture
 def start():
     """Start module-level functions in real processes; none outlives its test."""
-    spawn.preload([])  # the server imports torch once, not every child
     started = []
 
     def start_one(target, *arguments) -> multiprocessing.Process:

@@ -294,7 +294,7 @@ def test_a_worker_that_dies_among_sixteen_is_replaced_without_a_dip_of_the_score
     monkeypatch.setattr(simulation, "SimulationTrainer", Mortal)
     register()
     chain = {"env": "Scripted/Chain-v0", "lr": 3e-3, "gamma": 0.9, "hidden": (32,)}
-    chain |= {"target_sync_steps": None, "epsilon_steps": 4000}
+    chain |= {"target_sync_steps": None, "epsilon_steps": 4000, "defaults": "fixed"}
     run = simulate(16, 20_000, **chain, eval_every=800, eval_episodes=5)
     after = [row["mean"] for row in table(run, "evaluations.csv") if int(row["step"]) > deaths[0]]
     assert result(run)["steps"] == 20_000

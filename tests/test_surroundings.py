@@ -20,7 +20,7 @@ from async_dqn import AsyncDQN
 from async_dqn.config.presets import resolve
 from async_dqn.runs import checkpoint
 from async_dqn.training import training
-from runs import ROOT, SMALL, is_alive
+from runs import ROOT, SMALL, Here, is_alive
 
 UNRULY = ("--import", "scripted_ids", "--env", "Scripted/Unruly-v0", "--eval-episodes", "2")
 
@@ -63,46 +63,38 @@ def test_an_unruly_environment_leaves_no_trace_outside_its_process(tmp_path, mod
     assert not [pid for _, pid in others if is_alive(int(pid))]
 
 
-def traced(folder: Path, mode: str, *arguments: str) -> list[str]:
-    """The command of a short run of an environment that leaves traces in `folder`."""
+def traced(folder: Path, mode: str, *arguments: str, **strike) -> Here:
+    """A short run of an environment that leaves traces in `folder`."""
     folder.mkdir()
     env = ("--import", "scripted_ids", "--env", "Scripted/Traced-v0", "--env-arg")
     looks = ("--eval-every", "500", "--eval-episodes", "20", "--quiet", "--steps", "3000")
-    command = [sys.executable, str(ROOT / "launch.py"), "--runs-dir", f"{folder}-runs", "--mode"]
-    return [*command, mode, *env, f"folder={folder}", *SMALL, *looks, *arguments]
-
-
-def run_traced(*arguments) -> int:
-    variables = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
-    return subprocess.run(traced(*arguments), env=variables, check=False).returncode
+    given = ("--mode", mode, *env, f"folder={folder}", *SMALL, *looks, *arguments)
+    return Here(folder.with_name(f"{folder.name}-runs"), *given, **strike)
 
 
 @pytest.mark.parametrize("mode", ["async", "sync", "serial"])
 def test_every_environment_is_closed_at_the_end(tmp_path, mode) -> None:
-    assert run_traced(tmp_path / "traces", mode) == 0
+    code, _, err = traced(tmp_path / "traces", mode).finish()
+    assert (code, err) == (0, "")
     traces = [path.name for path in (tmp_path / "traces").iterdir()]
     assert len(traces) >= (1 if mode == "serial" else 4)
     assert not [name for name in traces if name.startswith("open-")]
 
 
 def test_every_environment_is_closed_after_a_signal(tmp_path) -> None:
-    command = traced(tmp_path / "traces", "async", "--steps", "100_000_000")
-    variables = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
-    trainer = subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    try:
-        while len(list((tmp_path / "traces").glob("open-*"))) < 9 and time.monotonic() < deadline:
-            time.sleep(0.05)  # two workers of four, and the evaluator
-        trainer.send_signal(signal.SIGTERM)
-        assert trainer.wait(30) == 143
-    finally:
-        trainer.kill()
-    assert not list((tmp_path / "traces").glob("open-*"))
+    folder = tmp_path / "traces"
+    run = traced(
+        *(folder, "async", "--steps", "100_000_000"),
+        strike=lambda _: os.kill(os.getpid(), signal.SIGTERM),
+        when=lambda _: len(list(folder.glob("open-*"))) >= 9,  # two workers of four, the evaluator
+    )
+    assert run.finish()[0] == 143
+    assert not list(folder.glob("open-*"))
 
 
 def test_no_two_environments_draw_the_same_global_random_numbers(tmp_path) -> None:
     """What a process inherits from the fork server is the same for all of them."""
-    assert run_traced(tmp_path / "traces", "async") == 0
+    assert traced(tmp_path / "traces", "async").finish()[0] == 0
     files = list((tmp_path / "traces").glob("drawn-*"))
     drawn = [json.loads(line) for path in files for line in path.read_text().splitlines()]
     assert len(files) >= 4 and len(drawn) >= 10
@@ -113,7 +105,7 @@ def test_no_two_environments_draw_the_same_global_random_numbers(tmp_path) -> No
 def test_serial_runs_of_such_environments_are_repeatable(tmp_path) -> None:
     drawn = []
     for name in ("one", "two"):
-        assert run_traced(tmp_path / name, "serial") == 0
+        assert traced(tmp_path / name, "serial").finish()[0] == 0
         (path,) = (tmp_path / name).glob("drawn-*")
         drawn.append(path.read_text().splitlines()[1:])  # the first one is the probe's
     assert drawn[0] == drawn[1] and len(drawn[0]) > 5
@@ -172,8 +164,8 @@ def test_whoever_listens_may_leave(tmp_path, redirection) -> None:
 def test_a_wall_clock_that_is_set_back_does_no_harm(tmp_path, monkeypatch) -> None:
     now = itertools.count(2e9, -3600.0)
     monkeypatch.setattr(time, "time", lambda: next(now))
-    settings = {"mode": "serial", "workers": 1, "steps": 20_000, "quiet": True, "hidden": (8,)}
-    settings |= {"envs_per_worker": 8, "eval_every": 10_000, "eval_episodes": 2}
+    settings = {"mode": "serial", "workers": 1, "steps": 4000, "quiet": True, "hidden": (8,)}
+    settings |= {"envs_per_worker": 8, "eval_every": 2000, "eval_episodes": 2}
     outcome = training.train(
         *resolve({**settings, "runs_dir": str(tmp_path)}), in_own_process=False
     )
@@ -182,7 +174,7 @@ def test_a_wall_clock_that_is_set_back_does_no_harm(tmp_path, monkeypatch) -> No
     seconds = [float(row["wall_s"]) for row in rows]
     assert len(rows) >= 2 and seconds == sorted(seconds)
     result = json.loads((outcome.run / "result.json").read_text())
-    assert result["steps"] == 20_000 and 0 <= result["startup_s"] < result["wall_s"] < 120
+    assert result["steps"] == 4000 and 0 <= result["startup_s"] < result["wall_s"] < 120
 
 
 def test_only_stamps_of_files_come_from_the_wall_clock() -> None:

@@ -13,6 +13,7 @@ from async_dqn.config.config import UserError
 
 STOPPING = "note: stopping, saving (again to quit now)"
 SAME_S = 1.0  # seconds
+STRAGGLERS_S = 0.1
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -104,6 +105,8 @@ class StopSignals:
         return _install(dict.fromkeys(ENDING, self._handle) | {signal.SIGTSTP: self._suspend})
 
     def __exit__(self, *exc: object) -> None:
+        if self.received is not None:  # what is the same signal must not meet the old handlers
+            time.sleep(max(0.0, self._first + STRAGGLERS_S - time.monotonic()))
         _install(self._old)
         signal.set_wakeup_fd(self._old_wake)
         os.close(self.fd)
