@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from async_dqn.algorithms.exploration import ILLEGAL
 from async_dqn.config.config import UserError
-from async_dqn.config.defaults import by_environment
 from async_dqn.config.extension import OPEN, bring, find
 from async_dqn.config.fields import either
 from async_dqn.config.presets import resolve
@@ -42,6 +41,7 @@ from async_dqn.runs.reporter import Callback
 from async_dqn.runs.resume import stored_config
 from async_dqn.runs.run import Run
 from async_dqn.training import training
+from async_dqn.training.look import looked_at
 from async_dqn.workers.run_spec import CONFIRMATION, RunSpec, as_found
 
 Env = str | Callable[..., gymnasium.Env]
@@ -283,9 +283,8 @@ class AsyncDQN:
         modules = self.config.environment.import_modules
         own = find(self.config.by_name(), self._objects, modules)
         spec = EnvSpec.of(self.config.environment, self._factory)
-        info = make.probe(spec, stored)
         self._asked = self.config
-        self.config, _ = by_environment(self.config, self._explicit, info)
+        info, self.config, _ = looked_at(spec, self._asked, self._explicit, stored)
         self.run_spec = RunSpec(
             self.config, spec, info, architecture.choose(self.config, info), own
         )

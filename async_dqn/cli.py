@@ -12,7 +12,6 @@ from pkgutil import resolve_name
 
 from async_dqn.config import presets
 from async_dqn.config.config import SETTINGS, UserError
-from async_dqn.config.defaults import by_environment
 from async_dqn.config.fields import did_you_mean, one_line
 from async_dqn.config.options import (
     AUTO,
@@ -86,8 +85,10 @@ def train(argv: Sequence[str]) -> int:
     from async_dqn.envs import make  # imports gymnasium: only now
 
     if is_printed:
-        info = make.probe(make.EnvSpec.of(config.environment))
-        _say(presets.to_toml(by_environment(config, explicit, info)[0]))
+        from async_dqn.training.look import looked_at
+
+        spec = make.EnvSpec.of(config.environment)
+        _say(presets.to_toml(looked_at(spec, config, explicit)[1]))
         return 0
     make.check_env_id(config.environment.env, config.environment.import_modules)
     if auto:

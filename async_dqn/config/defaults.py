@@ -19,7 +19,7 @@ KINDS = {  # by what observations are, what the settings are for
     "vector": "vectors, normalised by their running mean and deviation",
     "image": "images, alone or beside others",
 }
-SCARCE = "scarce"
+RARE, SCARCE = "rare", "scarce"
 IMAGE_UPDATE_S = 0.01  # about, of a batch through convolutions on one core
 LARGE_SIDE = 36  # pixels of the shorter side
 ANNEALED = 0.2  # share of the budget after which exploration has fallen
@@ -55,6 +55,8 @@ def by_environment(
         found["epochs"] = min(
             found["epochs"], max(1, round(found["epochs"] * info.step_s / IMAGE_UPDATE_S))
         )
+    if RARE in kinds:  # where steps are few, too
+        found["replay"] = "prioritized"
     left_out = given.union(_unfit(found["algorithm"], chosen))
     open_to_it = {name: value for name, value in found.items() if name not in left_out}
     # Chosen once: a later look might measure another time.
@@ -69,6 +71,8 @@ def _unfit(algorithm: str, chosen: Mapping[str, Any]) -> Iterator[str]:
     has_target = chosen.get("target_sync_steps", 1) is not None
     if "double" not in takes or chosen.get("munchausen") or not has_target:
         yield "double"
+    if {"epsilon_final", "noisy"} & chosen.keys():
+        yield "exploration"
     if chosen.get("input_scaling") or chosen.get("model_parallel"):
         yield "normalize_observations"
 
@@ -91,6 +95,9 @@ def _kinds(info: Any, steps: int, chosen: Mapping[str, Any]) -> tuple[list[str],
     on_policy = traits_of(chosen.get("algorithm", "q-lambda")).on_policy
     unfit = chosen.get("recurrent") or chosen.get("model_parallel")
     learns_at_once = on_policy or unfit or chosen.get("replay") == "none"
+    if info.rewards_rare and not learns_at_once:
+        kinds.append(RARE)
+        reasons.append("replay and a ladder of exploration: random play finds no reward")
     if scarce and not learns_at_once:
         kinds.append(SCARCE)
         reasons.append(f"replay: {' and '.join(scarce)}")

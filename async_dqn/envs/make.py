@@ -8,7 +8,6 @@ environments for everything else. A fourth, EnvPool, is for training where it is
 import dataclasses
 import importlib
 import sys
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -61,7 +60,6 @@ __all__ = [
     "probe",
 ]
 
-LOOKS, STEPS_A_LOOK, LOOKING_S = 4, 4, 0.3  # at the time of a step, whichever comes first
 FEW = 2  # up to here a loop takes less time than NumPy does (CartPole: 19 and 40 us for two)
 KEEP_STATISTICS = (NormalizeObservation, NormalizeReward)
 ATARI_OURS = ("life_loss_info", "episodic_life", "reward_clipping", "autoreset_mode", "batch_size")
@@ -109,9 +107,8 @@ def probe(spec: EnvSpec, stored: Mapping[str, Any] | None = None) -> EnvInfo:
             if not isinstance(batch.fault, NotFinite):
                 raise batch.fault
             counted = bool(singles) and _is_counted(singles[0].observation_space)
-            seconds = _time_of_a_step(batch, obs)
             info = with_codes(batch, obs, spec.image_codes, stored)
-            return dataclasses.replace(info, counted=counted, step_s=seconds)
+            return dataclasses.replace(info, counted=counted)
     finally:
         batch.close()
 
@@ -134,23 +131,6 @@ def _is_counted(space: spaces.Space) -> bool:
     if isinstance(space, spaces.Tuple):
         return all(map(_is_counted, space.spaces))
     return isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
-
-
-def _time_of_a_step(batch: EnvBatch, obs: np.ndarray) -> float:
-    """Seconds on average, of steps and the resets these need.
-
-    Of several short looks the best: on a busy machine others are too long.
-    """
-    looks, begun = [], time.perf_counter()
-    while len(looks) < LOOKS and time.perf_counter() < begun + LOOKING_S:
-        start = time.perf_counter()
-        for steps in range(1, STEPS_A_LOOK + 1):
-            obs = batch.step(some_legal(batch.info, obs)).obs
-            elapsed = time.perf_counter() - start
-            if elapsed > LOOKING_S / LOOKS:
-                break
-        looks.append(elapsed / steps)
-    return min(looks)
 
 
 def make_env(spec: EnvSpec) -> tuple[gymnasium.Env, int]:

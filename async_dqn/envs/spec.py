@@ -147,8 +147,8 @@ class EnvInfo:
     `peak` is the largest number seen in bytes that are codes, not colours, and `codes` how many
     of them networks tell apart. `observation` says in words what was made of the space;
     `masks` is where legal actions are told (as in EnvSpec), in the last part of the row;
-    `counted` says that observations are numbered states; a step of one environment took about
-    `step_s` seconds.
+    `counted` says that observations are numbered states. In random play, where there was a look
+    at it, a step of one environment took about `step_s` seconds, and rewards were rare.
     """
 
     kind: str
@@ -169,6 +169,7 @@ class EnvInfo:
     masks: str | None = None
     counted: bool = False
     step_s: float = 0.0
+    rewards_rare: bool = False
 
 
 def check_env_id(

@@ -52,7 +52,7 @@ def _start_time(pid: int) -> str:
 
 def _enter(title: str, parent: ParentIdentity, log: Path) -> None:
     """Tie this process to the trainer, name it, and send its output to `log`."""
-    _die_with(parent)
+    die_with(parent)
     # A collection that went through what the imports made would take up to 0.2 s, and copy its
     # pages, which all children share, by writing into the head of each object.
     gc.freeze()
@@ -87,7 +87,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
 
-def _die_with(parent: ParentIdentity) -> None:
+def die_with(parent: ParentIdentity) -> None:
+    """End this process when the trainer ends."""
     server_pipe = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
     if server_pipe is not None:
         os.close(server_pipe)

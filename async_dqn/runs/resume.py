@@ -14,7 +14,12 @@ FIXED = (
     "optimizer",
 )
 # What held for environments before there were such settings.
-UNKNOWN_THEN = {"image_size": None, "image_codes": "none", "action_masks": "none"}
+UNKNOWN_THEN = {
+    "image_size": None,
+    "image_codes": "none",
+    "action_masks": "none",
+    "defaults": "fixed",
+}
 
 
 def resumed(

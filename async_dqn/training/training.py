@@ -20,7 +20,6 @@ import numpy as np
 
 from async_dqn.config.config import Config, UserError
 from async_dqn.config.cores import usable_cores
-from async_dqn.config.defaults import by_environment
 from async_dqn.config.extension import find, plain_name, traits_of
 from async_dqn.config.fields import describe_error, is_foreign
 from async_dqn.config.rules import check_combination
@@ -38,6 +37,7 @@ from async_dqn.runs.progress import print_line
 from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.resume import resumed
 from async_dqn.training.clock import Times, VirtualClock
+from async_dqn.training.look import looked_at
 
 if TYPE_CHECKING:
     from async_dqn.runs.reporter import Callback
@@ -88,7 +88,10 @@ def train(
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode != "serial":
         spawn.preload(make.preload_modules(spec))
-    info, config, reasons = _looked_at(spec, config, explicit, origin)
+    late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
+    with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
+        stored = None if origin is None else origin.state.get("env_info")
+        info, config, reasons = looked_at(spec, config, explicit, stored)
     _check_replay(config)
     run_spec = _run_spec(config, spec, info, own, origin)
     from async_dqn.runs.run import Run  # torch: late, as it is slow
@@ -116,20 +119,6 @@ def train(
         )
     saved = f"; checkpoint saved at step {run.store.steps:,}, --resume {folder} goes on"
     return Outcome(code, folder.path, f"{run.cause}{saved}" if code else "")
-
-
-def _looked_at(
-    spec: EnvSpec,
-    config: Config,
-    explicit: frozenset[str],
-    origin: checkpoint.Checkpoint | None,
-) -> tuple[EnvInfo, Config, list[str]]:
-    """What the environment shows, and the settings that follow from it, with the reasons."""
-    late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
-    with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
-        stored = None if origin is None else origin.state.get("env_info")
-        info = make.probe(spec, stored)
-    return info, *(by_environment(config, explicit, info) if origin is None else (config, []))
 
 
 def _run_spec(
