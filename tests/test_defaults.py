@@ -28,7 +28,7 @@ def test_kinds_of_observations_have_settings_of_their_own() -> None:
     assert vector.network.normalize_observations and not image.network.normalize_observations
     assert not table.network.normalize_observations
     assert all(c.algorithm.scale_rewards for c in (vector, image, table))
-    assert all(c.replay.replay == "none" for c in (vector, image, table))
+    assert all(c.replay.replay == "prioritized" for c in (vector, image, table))
 
 
 @pytest.mark.parametrize(
@@ -40,15 +40,14 @@ def test_kinds_of_observations_have_settings_of_their_own() -> None:
 )
 def test_few_or_dear_steps_are_learned_from_replay(info, steps, why) -> None:
     config, reasons = chosen(info, steps=steps)
-    assert config.replay.replay == "uniform" and why in reasons[-1]
-    assert config.optimizer.target_sync_steps is not None
+    assert config.parallel.epochs > chosen(VECTOR)[0].parallel.epochs and why in reasons[-1]
 
 
 @pytest.mark.parametrize("steps", [FEW_STEPS, 10**6])
 @pytest.mark.parametrize("info", [VECTOR, IMAGE, TABLE])
-def test_rewards_that_random_play_misses_are_kept_and_looked_for(info, steps) -> None:
+def test_rewards_that_random_play_misses_are_looked_for_longer(info, steps) -> None:
     config, reasons = chosen(dataclasses.replace(info, rewards_rare=True), steps=steps)
-    assert (config.replay.replay, config.exploration.exploration) == ("prioritized", "ladder")
+    assert config.exploration.exploration == "ladder"
     assert any("random play finds no reward" in reason for reason in reasons)
 
 
@@ -120,8 +119,8 @@ def test_the_probe_sees_numbered_states() -> None:
 def test_settings_that_would_do_nothing_are_refused_once_the_rest_is_known(
     capsys, tmp_path
 ) -> None:
-    options = ("--env", "FrozenLake-v1", "--batch-size", "64", "--runs-dir", str(tmp_path))
-    assert "acts only with --replay" in refused(capsys, tmp_path, *options)
+    options = ("--env", "Pendulum-v1", "--lam", "0.5", "--runs-dir", str(tmp_path))
+    assert "acts only with --algorithm q-lambda" in refused(capsys, tmp_path, *options)
 
 
 def test_the_printed_settings_are_those_of_the_run(capsys, tmp_path) -> None:

@@ -3,8 +3,11 @@
 The settings are those of `preset_files/by_kind`; docs/choosing.md has the evidence for each.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from async_dqn.config.config import SETTINGS, Config
 from async_dqn.config.extension import traits_of
@@ -12,17 +15,18 @@ from async_dqn.config.presets import FIXED, PRESET_FILES, merge, read_preset
 from async_dqn.config.rules import check_acts
 
 BY_KIND = PRESET_FILES / "by_kind"
-SLOW_S = 0.002  # a step that takes longer is worth learning from many times
-FEW_STEPS = 100_000  # so small a budget too
 KINDS = {  # by what observations are, what the settings are for
     "table": "numbered states",
     "vector": "vectors, normalised by their running mean and deviation",
     "image": "images, alone or beside others",
 }
-RARE, SCARCE = "rare", "scarce"
+REPLAYED, AT_ONCE, RARE, SCARCE = "replayed", "at_once", "rare", "scarce"
+SLOW_S = 0.002  # a step that takes longer is worth learning from many times
+FEW_STEPS = 100_000  # so small a budget too
 IMAGE_UPDATE_S = 0.01  # about, of a batch through convolutions on one core
 LARGE_SIDE = 36  # pixels of the shorter side
 ANNEALED = 0.2  # share of the budget after which exploration has fallen
+REPLAY_BYTES = 2e9  # of observations, at most
 
 
 def by_environment(
@@ -40,29 +44,35 @@ def by_environment(
     chosen = {name: now[name] for name in given}
     kinds, reasons = _kinds(info, now["steps"], chosen)
     found: dict[str, Any] = {}
-    for kind in ("common", *kinds):
+    for kind in kinds:
         preset = read_preset(BY_KIND / f"{kind}.toml")
         so_far = {name: found[name] for name in found.keys() - preset.settings.keys()}
         found = merge(found, preset.for_choices({**so_far, **chosen}))
-    if min(_sides(info)) >= LARGE_SIDE:
-        # `auto` has one with a first layer of stride 1: ten times the work.
-        found["network"] = "nips"
     found.setdefault("epsilon_steps", max(1, int(ANNEALED * now["steps"])))
-    if SCARCE in kinds:
-        found["replay_start"] = max(1, min(found["replay_start"], now["steps"] // 20))
-    if SCARCE in kinds and max(_sides(info)):
-        # Learning is to take about the time of acting, from one update for 8 steps to one for each.
-        found["epochs"] = min(
-            found["epochs"], max(1, round(found["epochs"] * info.step_s / IMAGE_UPDATE_S))
-        )
-    if RARE in kinds:  # where steps are few, too
-        found["replay"] = "prioritized"
+    found |= _fitted(found, info, kinds, now["steps"])
     left_out = given.union(_unfit(found["algorithm"], chosen))
     open_to_it = {name: value for name, value in found.items() if name not in left_out}
     # Chosen once: a later look might measure another time.
     config = config.shared_out_anew(given, {**open_to_it, **FIXED})
     check_acts(chosen, config.by_name(), known=SETTINGS)
     return config, reasons
+
+
+def _fitted(
+    found: Mapping[str, Any], info: Any, kinds: Collection[str], steps: int
+) -> Iterator[tuple[str, Any]]:
+    """What depends on the size of things."""
+    if min(_sides(info)) >= LARGE_SIDE:
+        # `auto` has one with a first layer of stride 1: ten times the work.
+        yield "network", "nips"
+    if REPLAYED in kinds:
+        yield "replay_start", max(1, min(found["replay_start"], steps // 20))
+        size = math.prod(info.observation_shape) * np.dtype(info.dtype).itemsize
+        yield "replay_capacity", min(found["replay_capacity"], int(REPLAY_BYTES / size))
+    if SCARCE in kinds and max(_sides(info)):
+        # Learning is to take about the time of acting, from one update for 8 steps to one for each.
+        affordable = round(found["epochs"] * info.step_s / IMAGE_UPDATE_S)
+        yield "epochs", min(found["epochs"], max(1, affordable))
 
 
 def _unfit(algorithm: str, chosen: Mapping[str, Any]) -> Iterator[str]:
@@ -86,19 +96,20 @@ def _sides(info: Any) -> list[int]:
 def _kinds(info: Any, steps: int, chosen: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Files of `by_kind`, later ones over earlier ones, and what they are for."""
     kind = "image" if max(_sides(info)) else "table" if info.counted else "vector"
-    kinds, reasons = [kind], [KINDS[kind]]
+    on_policy = traits_of(chosen.get("algorithm", "q-lambda")).on_policy
+    unfit = chosen.get("recurrent") or chosen.get("model_parallel")
+    if on_policy or unfit or chosen.get("replay") == "none":
+        return ["common", AT_ONCE, kind], [KINDS[kind]]
+    kinds, reasons = ["common", REPLAYED, kind], [KINDS[kind]]
+    if info.rewards_rare:
+        kinds.append(RARE)
+        reasons.append("a ladder of exploration: random play finds no reward")
     scarce = []
     if info.step_s > SLOW_S:
         scarce.append(f"a step takes {1000 * info.step_s:.2g} ms")
     if steps <= FEW_STEPS:
         scarce.append("the budget is small")
-    on_policy = traits_of(chosen.get("algorithm", "q-lambda")).on_policy
-    unfit = chosen.get("recurrent") or chosen.get("model_parallel")
-    learns_at_once = on_policy or unfit or chosen.get("replay") == "none"
-    if info.rewards_rare and not learns_at_once:
-        kinds.append(RARE)
-        reasons.append("replay and a ladder of exploration: random play finds no reward")
-    if scarce and not learns_at_once:
+    if scarce:
         kinds.append(SCARCE)
-        reasons.append(f"replay: {' and '.join(scarce)}")
+        reasons.append(f"much replay: {' and '.join(scarce)}")
     return kinds, reasons
