@@ -167,13 +167,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[100, 101, 102])
     parser.add_argument("--table", action="store_true", help="only write the table")
     chosen = parser.parse_args(argv)
     done: dict[tuple[Any, ...], Result] = {(r.method, r.task, r.seed): r for r in known()}
     todo = (
         []
         if chosen.table
-        else [(m, t, s) for m in chosen.methods for t in chosen.tasks for s in METHODS[m]]
+        else [
+            (m, t, s)
+            for m in chosen.methods
+            for t in chosen.tasks
+            for s in METHODS[m]
+            if s in chosen.seeds
+        ]
     )
     for method, task, seed in todo:
         if (method, task, seed) in done:
