@@ -2,7 +2,7 @@
 
     python -m benchmarks.first_try                        # all that is not yet in the results
     python -m benchmarks.first_try --methods async_dqn --tasks Taxi-v4 Acrobot-v1
-    python -m benchmarks.first_try --table                # only write the table again
+    python -m benchmarks.first_try --table                # only table and figure again
 
 A run ends when it has solved its task (100 episodes reach the score wanted), or after 15 minutes.
 Results are kept by line in benchmarks/results/first_try.jsonl, so that an interrupted suite goes on
@@ -22,10 +22,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "first_try.jsonl"
-TABLE = RESULTS.with_suffix(".md")
+TABLE, FIGURE = RESULTS.with_suffix(".md"), RESULTS.with_suffix(".png")
 LIMIT_S, LEAVING_S = 900.0, 60.0
+MISSED_S = 1.25 * LIMIT_S  # where the figure shows such runs
 METHODS = {"async_dqn": range(100, 103), "sb3-dqn": range(100, 101), "sb3-ppo": range(100, 101)}
 
 
@@ -140,7 +143,7 @@ def write_table(results: Sequence[Result]) -> None:
         lines.append(f"| {name} | {task.wanted:g} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| method | solved on every seed | on one at least | median seconds of solved runs |",
+        "| method | every seed solved, of those run | one at least | median seconds if solved |",
     ]
     lines += ["|---|---|---|---|"]
     for method in METHODS:
@@ -149,8 +152,34 @@ def write_table(results: Sequence[Result]) -> None:
         some = sum(any(r.solved for r in runs) for runs in by_task)
         times = [r.seconds for runs in by_task for r in runs if r.solved]
         middle = f"{median(times):.0f}" if times else "-"
-        lines.append(f"| {method} | {every} of {len(TASKS)} | {some} | {middle} |")
+        ran = sum(map(bool, by_task))
+        lines.append(f"| {method} | {every} of {ran} | {some} | {middle} |")
     TABLE.write_text("\n".join(lines) + "\n")
+
+
+def draw(results: Sequence[Result]) -> None:
+    """The results as a figure: seconds of every run that solved its task, and who missed it."""
+    names = list(reversed(TASKS))
+    figure = Figure(figsize=(8, 0.32 * len(names) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for method, marker, shift in zip(METHODS, "oDs", (0.22, 0.0, -0.22), strict=True):
+        runs = [r for r in results if r.method == method]
+        if not runs:
+            continue
+        heights = [names.index(r.task) + shift for r in runs]
+        times = [r.seconds if r.solved else MISSED_S for r in runs]
+        axes.plot(times, heights, marker, markersize=5, label=method)
+        missed = [(t, h) for t, h, r in zip(times, heights, runs, strict=True) if not r.solved]
+        if missed:
+            axes.plot(*zip(*missed, strict=True), marker, markersize=3, color="white")
+    axes.set_xscale("log")
+    axes.axvline(LIMIT_S, color="0.6", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.set_xlabel("seconds to the score wanted; hollow beyond the line: missed in 15 minutes")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(METHODS), frameon=False)
+    figure.savefig(FIGURE, dpi=110)
 
 
 def shown(result: Result) -> str:
@@ -168,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[100, 101, 102])
-    parser.add_argument("--table", action="store_true", help="only write the table")
+    parser.add_argument("--table", action="store_true", help="only table and figure")
     chosen = parser.parse_args(argv)
     done: dict[tuple[Any, ...], Result] = {(r.method, r.task, r.seed): r for r in known()}
     todo = (
@@ -193,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             file.write(json.dumps(result._asdict()) + "\n")
         print(*result, flush=True)
     write_table(list(done.values()))
+    draw(list(done.values()))
 
 
 if __name__ == "__main__":
