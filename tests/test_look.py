@@ -60,6 +60,15 @@ def test_an_environment_that_ends_its_process_ends_not_this_one(fault) -> None:
     assert look(EnvSpec(FaultyEnv, {"fault": fault, "at_step": 50})) is None
 
 
+def test_that_it_failed_is_said() -> None:
+    config, explicit = resolve({"workers": 2}, preset="none")
+    spec = EnvSpec(FaultyEnv, {"fault": "exit", "at_step": 50})
+    info, settled, reasons = looked_at(spec, config, explicit)
+    assert (info.step_s, info.rewards_rare) == (0.0, False)
+    assert reasons[-1] == "random play in another process failed"
+    assert settled.environment.defaults == "fixed"
+
+
 def test_one_that_hangs_is_given_up(monkeypatch) -> None:
     monkeypatch.setattr("async_dqn.training.look.PATIENCE_S", 2.0)
     assert look(EnvSpec(FaultyEnv, {"fault": "sleep", "at_step": 50})) is None

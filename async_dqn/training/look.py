@@ -49,11 +49,13 @@ def looked_at(
     `stored` is as in `make.probe`. Raises UserError where that does.
     """
     info = make.probe(spec, stored)
-    if config.environment.defaults != "fixed":
-        masked = spec if info.masks is None else dataclasses.replace(spec, masks=info.masks)
-        seen = look(masked)
-        info = info if seen is None else dataclasses.replace(info, **seen._asdict())
-    return info, *by_environment(config, explicit, info)
+    if config.environment.defaults == "fixed":
+        return info, config, []
+    seen = look(spec if info.masks is None else dataclasses.replace(spec, masks=info.masks))
+    if seen is not None:
+        info = dataclasses.replace(info, **seen._asdict())
+    config, reasons = by_environment(config, explicit, info)
+    return info, config, reasons if seen else [*reasons, "random play in another process failed"]
 
 
 def look(spec: EnvSpec) -> Look | None:
