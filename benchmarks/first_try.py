@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[100, 101, 102])
+    parser.add_argument("--seeds", nargs="+", type=int, default=METHODS["async_dqn"])
     parser.add_argument("--table", action="store_true", help="only table and figure")
     chosen = parser.parse_args(argv)
     done: dict[tuple[Any, ...], Result] = {(r.method, r.task, r.seed): r for r in known()}

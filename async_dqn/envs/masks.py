@@ -102,16 +102,6 @@ def some_legal(info: EnvInfo, observations: NDArray) -> NDArray[np.int64]:
     return observations[:, -info.num_actions :].argmax(axis=1)
 
 
-def random_legal(
-    info: EnvInfo, observations: NDArray, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    """Legal actions [B], each as likely."""
-    if info.masks is None:
-        return generator.integers(info.num_actions, size=len(observations))
-    legal = observations[:, -info.num_actions :]
-    return (legal * generator.random(legal.shape)).argmax(axis=1)
-
-
 def first_legal(env: gymnasium.Env, mask: Any) -> Any:
     """The first legal one of the environment's own actions; simply the first without a mask."""
     legal = np.ravel(np.asarray(mask) == 1)

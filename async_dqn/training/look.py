@@ -23,7 +23,7 @@ from async_dqn.config.defaults import by_environment
 from async_dqn.envs import make
 from async_dqn.envs.batch import EnvBatch
 from async_dqn.envs.make import EnvInfo, EnvSpec
-from async_dqn.envs.masks import random_legal
+from async_dqn.envs.masks import legal_actions
 from async_dqn.processes.child_side import ParentIdentity, die_with
 
 PARTS, STEPS, SECONDS = 4, 250, 0.15  # whatever ends a part first
@@ -103,7 +103,7 @@ def play(batch: EnvBatch) -> Look:
     for _ in range(PARTS):
         begun = time.perf_counter()
         for steps in range(1, STEPS + 1):
-            step = batch.step(random_legal(batch.info, obs, generator))
+            step = batch.step(legal_actions(batch.info, obs, generator))
             obs, elapsed = step.obs, time.perf_counter() - begun
             rewards.add(float(step.scores[0]))
             ended |= bool(step.terminated[0])
