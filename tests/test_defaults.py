@@ -15,6 +15,7 @@ from runs import refused
 
 VECTOR = EnvInfo("vector", (4,), "float32", 1.0, None, None, 2, 1, 500)
 IMAGE = dataclasses.replace(VECTOR, kind="image", observation_shape=(3, 20, 20))
+PICTURE = dataclasses.replace(IMAGE, observation_shape=(3, 60, 80))
 TABLE = dataclasses.replace(VECTOR, counted=True)
 
 
@@ -29,6 +30,16 @@ def test_kinds_of_observations_have_settings_of_their_own() -> None:
     assert not table.network.normalize_observations
     assert all(c.algorithm.scale_rewards for c in (vector, image, table))
     assert all(c.replay.replay == "prioritized" for c in (vector, image, table))
+
+
+def test_pictures_are_told_from_what_is_always_the_same() -> None:
+    codes = dataclasses.replace(PICTURE, codes=5)
+    small, picture, codes = (chosen(info)[0].network for info in (IMAGE, PICTURE, codes))
+    assert picture.network == "nips" and picture.normalize_observations
+    assert picture.layer_norm is False and small.layer_norm is None
+    assert not codes.normalize_observations
+    without_target = ({"replay": "none"}, {"target_sync_steps": None, "double": False})
+    assert all(chosen(PICTURE, **given)[0].network.layer_norm is None for given in without_target)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,7 @@ def test_what_is_given_stays_and_the_rest_follows_it() -> None:
 @pytest.mark.parametrize("steps", [10_000, 10**6])
 def test_whatever_is_chosen_goes_with_the_rest(given, steps) -> None:
     rare = [dataclasses.replace(info, rewards_rare=True) for info in (VECTOR, IMAGE, TABLE)]
-    for info in (VECTOR, IMAGE, TABLE, *rare):
+    for info in (VECTOR, IMAGE, TABLE, PICTURE, *rare):
         config, _ = chosen(info, steps=steps, **given)
         assert {name: config.by_name()[name] for name in given} == given
 

@@ -16,7 +16,8 @@ from async_dqn.parameters.moments import DiscountedSums, Moments, RunMoments, me
 from async_dqn.training import training
 from runs import refused
 
-BOTH = {"normalize_observations": True, "scale_rewards": True}
+NORMALIZE = "normalize_observations"
+BOTH = {NORMALIZE: True, "scale_rewards": True}
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
@@ -63,7 +64,7 @@ def test_only_the_window_of_the_inputs_is_written() -> None:
 
 
 def test_normalised_inputs_have_a_limit_and_learn_like_any_layer() -> None:
-    layer, dense = Normalize(2), Linear(2, 1)
+    layer, dense = Normalize([2]), Linear(2, 1)
     layer.mean.data, layer.factor.data = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 100.0])
     x = torch.tensor([[2.0, -5.0]])
     assert layer(x).tolist() == [[2.0, -10.0]]
@@ -117,6 +118,69 @@ def test_the_agent_holds_the_figures_of_what_was_seen(tmp_path) -> None:
     np.testing.assert_array_equal(again.q_values(seen[:5]), agent.q_values(seen[:5]))
 
 
+class Pictures(gymnasium.Env):
+    """Notes every picture that it gives, or picture and speed; episodes of five steps."""
+
+    action_space = spaces.Discrete(2)
+    seen: list = []  # noqa: RUF012
+
+    def __init__(self, alone=False):
+        self.alone, picture = alone, spaces.Box(0, 255, (3, 24, 24), np.uint8)
+        parts = {"picture": picture, "speed": spaces.Box(-np.inf, np.inf, (2,), np.float32)}
+        self.observation_space = picture if alone else spaces.Dict(parts)
+        self.colours = np.random.default_rng(0).integers(0, 200, picture.shape)
+
+    def _next(self):
+        self.t += 1
+        picture = (self.colours + self.np_random.integers(0, 50, self.colours.shape)).astype("u1")
+        speed = self.np_random.normal([0, 1000], [1, 10]).astype(np.float32)
+        self.seen.append(picture.ravel() if self.alone else [*picture.ravel(), *speed])
+        return picture if self.alone else {"picture": picture, "speed": speed}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = -1
+        return self._next(), {}
+
+    def step(self, action):
+        obs = self._next()
+        return obs, 1.0, self.t == 5, False, {}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_every_pixel_has_a_mean_of_its_own_and_so_has_what_is_beside_it(tmp_path, alone) -> None:
+    Pictures.seen.clear()
+    agent = AsyncDQN(
+        Pictures, runs_dir=str(tmp_path), **QUICK, env_arg={"alone": alone}, **{NORMALIZE: True}
+    )
+    agent.learn()
+    seen, first = np.array(Pictures.seen), agent.network.net.torso[0]
+    assert first.mean.shape == ((3, 24, 24) if alone else (3 * 24 * 24 + 2,))
+    # A quarter of the observations of 400 steps, or fewer: of images only some are looked at.
+    np.testing.assert_allclose(first.mean.detach().flatten(), seen.mean(0), atol=10)
+    np.testing.assert_allclose(1 / first.factor.detach().flatten(), seen.std(0), rtol=0.5)
+    again = AsyncDQN.load(agent.run, Pictures)
+    obs = Pictures(alone).reset(seed=1)[0]
+    np.testing.assert_array_equal(again.q_values(obs), agent.q_values(obs))
+
+
+def test_parameters_follow_what_was_seen_in_steps_that_a_resumed_run_takes_too() -> None:
+    rows = np.zeros((3, 3, 1))
+    one, other = Moments(rows, 0), Moments(rows, 1)
+    assert not one.has_news
+    one.add(np.ones((1000, 1)))
+    assert one.has_news
+    other.add(np.ones((1, 1)))
+    assert not other.has_news
+    other.add(np.ones((50, 1)))
+    assert other.has_news
+    resumed = Moments(np.zeros((3, 3, 1)), 0)
+    resumed.restore(rows)
+    for moments in (resumed, one):
+        moments.add(np.ones((2, 1)))
+    assert resumed.has_news == one.has_news
+
+
 def test_scaled_rewards_teach_the_same_whatever_their_unit(tmp_path) -> None:
     models = []
     for reward in (1.0, 1000.0):
@@ -146,7 +210,10 @@ def test_a_run_resumes_with_its_moments(tmp_path, workers) -> None:
     ("options", "words"),
     [
         (("--normalize-observations", "--input-scaling"), "both scale vectors"),
-        (("--env", "MinAtar/Breakout-v1", "--normalize-observations"), "is for vectors"),
+        (
+            ("--env", "MinAtar/Breakout-v1", "--normalize-observations", "--image-codes", "3"),
+            "this image consists of codes",
+        ),
     ],
 )
 def test_what_cannot_be_normalised_is_refused(capsys, tmp_path, options, words) -> None:

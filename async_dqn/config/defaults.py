@@ -65,6 +65,10 @@ def _fitted(
     if min(_sides(info)) >= LARGE_SIDE:
         # `auto` has one with a first layer of stride 1: ten times the work.
         yield "network", "nips"
+        # Most of a picture is always the same, which layer normalisation makes all that is seen.
+        yield "normalize_observations", not _has_codes(info)
+        if REPLAYED in kinds:
+            yield "layer_norm", False  # what learns at once, without a target network, needs it
     if REPLAYED in kinds:
         yield "replay_start", max(1, min(found["replay_start"], steps // 20))
         size = math.prod(info.observation_shape) * np.dtype(info.dtype).itemsize
@@ -81,6 +85,8 @@ def _unfit(algorithm: str, chosen: Mapping[str, Any]) -> Iterator[str]:
     has_target = chosen.get("target_sync_steps", 1) is not None
     if "double" not in takes or chosen.get("munchausen") or not has_target:
         yield "double"
+    if not has_target:
+        yield "layer_norm"
     if {"epsilon_final", "noisy"} & chosen.keys():
         yield "exploration"
     if chosen.get("input_scaling") or chosen.get("model_parallel"):
@@ -91,6 +97,11 @@ def _sides(info: Any) -> list[int]:
     """Of all images, or 0."""
     shapes = [info.observation_shape, *(part.shape for part in info.parts)]
     return [side for shape in shapes if len(shape) == 3 for side in shape[1:]] or [0]
+
+
+def _has_codes(info: Any) -> bool:
+    """Whether an image consists of codes, which have no mean."""
+    return any(seen.codes is not None for seen in (info, *info.parts))
 
 
 def _kinds(info: Any, steps: int, chosen: Mapping[str, Any]) -> tuple[list[str], list[str]]:

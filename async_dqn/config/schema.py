@@ -131,7 +131,7 @@ class NetworkConfig(SettingsSection):
     recurrent: bool = setting(False, "an LSTM after the torso, for hidden state")
     input_scaling: bool = setting(False, "map vectors with finite bounds to [-1, 1]")
     normalize_observations: bool = setting(
-        False, "subtract the running mean of vectors and divide by their deviation"
+        False, "subtract the running mean of each number and divide by its deviation"
     )
 
 

@@ -49,7 +49,7 @@ class Architecture:
     codes: int | None = None  # of an image: each of its bytes becomes a one-hot of so many
     parts: tuple["Architecture", ...] = ()  # of a row [n]: images, then one vector; a torso each
     masked: bool = False  # flat rows end with which actions are legal, [num_actions]
-    normalize: bool = False  # vectors, by running mean and deviation
+    normalize: bool = False  # each number by its running mean and deviation
     branches: tuple[int, ...] = ()  # outputs of each action component, if they are in groups
 
     @property
@@ -94,7 +94,8 @@ def _of_observation(config: Config, info) -> "Architecture":
     parts = [_of(config if part in images else named, info.num_actions, part) for part in seen]
     width = sum(math.prod(part.observation_shape) for part in parts)
     row = {"observation_shape": (width,), "scale": 1.0, "codes": None, "masked": masked}
-    return replace(parts[0], **row, parts=tuple(parts))
+    # What is normalised is the row, before it is cut into parts.
+    return replace(parts[0], **row, parts=tuple(replace(part, normalize=False) for part in parts))
 
 
 class Seen(NamedTuple):
@@ -112,10 +113,13 @@ def _of(config: Config, num_actions: int, seen: Seen) -> Architecture:
     name = _by_shape(shape) if network.network == "auto" else network.network
     if not is_foreign(name):
         _check_fit(name, shape)
+    if network.normalize_observations and seen.codes is not None:
+        raise UserError(
+            "--normalize-observations is for what is measured, and this image consists of codes; "
+            "drop it, or add --image-codes none"
+        )
     if network.input_scaling and seen.low is None:
         raise UserError("--input-scaling needs a vector with finite bounds; drop it")
-    if network.normalize_observations and len(shape) != 1:
-        raise UserError("--normalize-observations is for vectors; images have a scale; drop it")
     is_ours = len(shape) == 3 and not is_foreign(name)
     return Architecture(
         network=name,

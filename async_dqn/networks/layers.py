@@ -36,7 +36,7 @@ class Linear(nn.Linear):
 
 
 class Normalize(nn.Module):
-    """(x - mean) * factor, cut to [-10, 10]: inputs by their running mean and deviation.
+    """(x - mean) * factor, cut to [-10, 10]: each number by its running mean and deviation.
 
     Both are parameters, so that they go wherever parameters go, but no gradient reaches them, and
     hence no optimiser: `parameters.moments` writes them. At first they leave x as it is.
@@ -44,14 +44,15 @@ class Normalize(nn.Module):
 
     LIMIT = 10.0
 
-    def __init__(self, inputs: int):
+    def __init__(self, shape: Sequence[int]):
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(inputs))
-        self.factor = nn.Parameter(torch.ones(inputs))
+        self.mean = nn.Parameter(torch.zeros(*shape))
+        self.factor = nn.Parameter(torch.ones(*shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean, factor = self._parameters.values()
-        return ((x - mean.detach()) * factor.detach()).clamp_(-self.LIMIT, self.LIMIT)
+        apart = (x - mean.detach()).mul_(factor.detach())  # images are large: no further copies
+        return apart.clamp_(-self.LIMIT, self.LIMIT)
 
     __call__ = forward
 

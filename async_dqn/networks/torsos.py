@@ -87,8 +87,9 @@ def _joined_torso(
     ]
     torsos, features = zip(*built, strict=True)
     width = max(features)
+    first, _ = _inputs(architecture)
     row = Row(architecture.parts, torsos)
-    return Sequential(row, *_dense(architecture, sum(features), width)), width
+    return Sequential(*first, row, *_dense(architecture, sum(features), width)), width
 
 
 def _inputs(architecture: Architecture) -> tuple[list[nn.Module], tuple[int, ...]]:
@@ -96,7 +97,7 @@ def _inputs(architecture: Architecture) -> tuple[list[nn.Module], tuple[int, ...
     layers: list[nn.Module] = []
     shape = architecture.observation_shape
     if architecture.normalize:
-        layers.append(Normalize(*shape))
+        layers.append(Normalize(shape))
     if isinstance(architecture.scale, tuple):
         layers.append(Scale(architecture.scale))
     if architecture.low is not None:

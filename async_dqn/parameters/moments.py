@@ -6,6 +6,8 @@ and so goes wherever they go; rewards are divided by the deviation of their disc
 Engstrom et al. 2020 describe it), by each learner, before it learns from them.
 """
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from async_dqn.parameters.block import SharedBlock
 
 COUNT, MEAN, SQUARES = range(3)  # of a row; SQUARES: the sum of squared differences from the mean
+NEWS = 1.01  # by what factor what was seen has to grow before the parameters hold it
 LEAST_VARIANCE = 1e-8  # added, as in Engstrom et al.'s code
 MOST_FACTOR = 1e3  # of rewards: one that is nearly always 0 would grow without bound
 
@@ -26,14 +29,26 @@ class Moments:
     def __init__(self, rows: NDArray[np.float64], worker: int):
         self.rows = rows
         self.worker = min(worker, len(rows) - 1)  # trainer and evaluator only read
+        self._added = 0
 
     def add(self, values: NDArray) -> None:
         """Take in values [N, columns], all finite."""
+        self._added = len(values)
         mean = values.mean(0, np.float64)
         count = np.full(len(mean), float(len(values)))
         seen = np.stack([count, mean, np.square(values - mean).sum(0)])
         own = self.rows[self.worker]
         own[:] = merged(np.stack([own, seen]))
+
+    @property
+    def has_news(self) -> bool:
+        """Whether what all have seen passed a power of NEWS with what this worker added last.
+
+        It follows from the rows alone: a resumed run goes on with the same answers.
+        """
+        count = self.rows[:, COUNT, 0].sum()
+        powers = np.log(np.maximum(1, [count - self._added, count])) // math.log(NEWS)
+        return count > 0 and (count <= self._added or powers[0] < powers[1])
 
     def restore(self, stored: NDArray[np.float64]) -> None:
         """Go on from the rows of an earlier session; other workers than then see them as past."""
@@ -86,13 +101,12 @@ class RunMoments:
         if self.scales_rewards:
             self._known = merged(self.returns.rows)
         inputs = self.inputs.rows.shape[2]
-        if start >= 2 * inputs:
+        if start >= 2 * inputs or not self.inputs.has_news:
             return
         count, mean, squares = merged(self.inputs.rows)
-        if count[0]:
-            factor = (squares / count + LEAST_VARIANCE) ** -0.5
-            both = np.concatenate([mean, factor]).astype(np.float32)[start:]
-            theta[: len(both)] = torch.from_numpy(both[: len(theta)])
+        factor = (squares / count + LEAST_VARIANCE) ** -0.5
+        both = np.concatenate([mean, factor]).astype(np.float32)[start:]
+        theta[: len(both)] = torch.from_numpy(both[: len(theta)])
 
 
 class DiscountedSums:

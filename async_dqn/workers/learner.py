@@ -31,6 +31,7 @@ from async_dqn.workers.records import Statistics
 from async_dqn.workers.run_spec import NOISE, REPLAY, TRAINING, RunSpec
 
 MAX_FAULTS, GOOD_STEPS = 100, 1000  # of environments in a row; what ends the row
+MANY_NUMBERS = 1000  # of an observation
 FAULT_LENGTH = 120  # characters; a record must fit into one write to the pipe
 
 
@@ -161,7 +162,10 @@ class Learner:
     def _add_moments(self, rollout: Rollout) -> None:
         moments = self.store.moments
         if moments.normalizes:
-            moments.inputs.add(flat(rollout.obs[:-1])[:, : moments.inputs.rows.shape[2]])
+            columns = moments.inputs.rows.shape[2]
+            # Images change little from step to step, and are dear to add up.
+            seen = flat(rollout.obs[:1] if columns > MANY_NUMBERS else rollout.obs[:-1])
+            moments.inputs.add(seen.reshape(len(seen), -1)[:, :columns])
         if moments.scales_rewards:
             sums = self._sums.after(rollout.rewards, rollout.ends)
             moments.returns.add(sums.reshape(-1, 1))

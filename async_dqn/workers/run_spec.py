@@ -1,6 +1,7 @@
 """`RunSpec`: all that a process needs to build its part of a run; plain picklable data."""
 
 import contextlib
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -144,7 +145,8 @@ class RunSpec:
     @property
     def normalized_inputs(self) -> int:
         """How many numbers of an observation are normalised by their running moments."""
-        return self.architecture.observation_shape[0] if self.architecture.normalize else 0
+        shape = self.architecture.observation_shape
+        return math.prod(shape) if self.architecture.normalize else 0
 
     def sections(self, size: int) -> tuple[BlockSection, ...]:
         """The table of the shared block for `size` parameters (padded)."""
