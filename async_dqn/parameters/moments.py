@@ -44,7 +44,7 @@ class Moments:
     def has_news(self) -> bool:
         """Whether what all have seen passed a power of NEWS with what this worker added last.
 
-        It follows from the rows alone: a resumed run goes on with the same answers.
+        Nothing else is remembered, so that a resumed run goes on with the same answers.
         """
         count = self.rows[:, COUNT, 0].sum()
         powers = np.log(np.maximum(1, [count - self._added, count])) // math.log(NEWS)
