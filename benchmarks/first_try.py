@@ -177,9 +177,7 @@ def draw(results: Sequence[Result]) -> None:
     axes.axvline(LIMIT_S, color="0.6", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.7, len(names) - 0.3)
-    axes.set_xlabel(
-        "seconds to the score wanted; hollow beyond the line: missed in 15 minutes or its steps"
-    )
+    axes.set_xlabel("seconds to the score wanted; hollow, beyond the limit: missed")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(METHODS), frameon=False)
     figure.savefig(FIGURE, dpi=110)
