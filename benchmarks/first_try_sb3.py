@@ -2,23 +2,30 @@
 
     python -m benchmarks.first_try_sb3 ppo CartPole-v1 100 475 result.json [options of launch.py]
 
-Policies are those that SB3's documentation names for a kind of observation; a Discrete action space
-is made as ours is made (bins, numbered vectors), for DQN only. The result is written after every
-evaluation, as the run may be ended from outside.
+Policies are those that SB3's documentation names for a kind of observation; a Discrete action
+space is made as ours is made (bins, numbered vectors), for DQN only; Atari is wrapped as SB3's
+guide does. Its clock counts the CPU time of one thread, simulators in processes of their own
+included, so that a run may have another beside it; with images half of it, as if two threads were
+twice as fast as one. While it is scored the clock stands still. The result is written after every
+evaluation.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium
+import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
 from async_dqn.envs.make import make_env
 from async_dqn.envs.spec import EnvSpec, registered_spec
@@ -28,32 +35,56 @@ SCREENING = 10
 
 
 class UntilSolved(BaseCallback):
-    """Evaluates now and then, first on ten episodes, then on `episodes`; stops when solved."""
+    """Evaluates now and then, first on ten episodes, then on `episodes`; stops when solved.
 
-    def __init__(self, env: gymnasium.Env, wanted: float, episodes: int, report: Path):
+    And when the clock has reached `limit_s`, after a last evaluation.
+    """
+
+    def __init__(self, env: VecEnv, chosen: argparse.Namespace, cores: int):
         super().__init__()
-        self.env, self.wanted, self.episodes, self.report = env, wanted, episodes, report
-        self.best, self.solved = None, False
+        self.env, self.chosen, self.cores = env, chosen, cores
+        self.best, self.solved, self.scoring_s = None, False, 0.0
+
+    @property
+    def clock_s(self) -> float:
+        """Seconds since the start of the process, evaluations left out."""
+        return session_cpu_s() / self.cores - self.scoring_s
 
     def _on_step(self) -> bool:
-        if self.num_timesteps % EVALUATED:
+        over = self.num_timesteps % 100 == 0 and self.clock_s >= self.chosen.limit
+        if self.num_timesteps % EVALUATED and not over:
             return True
+        before = self.clock_s
         score, _ = evaluate_policy(self.model, self.env, SCREENING)
-        if score >= self.wanted and self.episodes > SCREENING:
-            score, _ = evaluate_policy(self.model, self.env, self.episodes)
+        if score >= self.chosen.wanted and self.chosen.eval_episodes > SCREENING:
+            score, _ = evaluate_policy(self.model, self.env, self.chosen.eval_episodes)
+        self.scoring_s += self.clock_s - before
         self.best = score if self.best is None else max(self.best, score)
-        self.solved = bool(score >= self.wanted)
+        self.solved = bool(score >= self.chosen.wanted)
         self.write()
-        return not self.solved
+        return not (self.solved or over)
 
     def write(self) -> None:
         """What is known so far."""
         result = {"solved": self.solved, "best": self.best, "steps": self.num_timesteps}
-        self.report.write_text(json.dumps(result))
+        self.chosen.report.write_text(json.dumps(result | {"seconds": self.clock_s}))
+
+
+def session_cpu_s() -> float:
+    """CPU seconds of all processes of this session, which only this program is in."""
+    ticks, session = 0, str(os.getsid(0))
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if fields[3] == session:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train until solved or the steps are over."""
+    """Train until solved, or the steps or the time are over."""
     parser = argparse.ArgumentParser()
     parser.add_argument("method", choices=("dqn", "ppo"))
     parser.add_argument("env")
@@ -63,26 +94,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--import", dest="modules", action="append", default=[])
     parser.add_argument("--steps", type=int, default=100_000_000)
     parser.add_argument("--eval-episodes", type=int, default=100)
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds")
     chosen = parser.parse_args(argv)
-    spec = EnvSpec(chosen.env, import_modules=tuple(chosen.modules))
-
-    def make() -> gymnasium.Env:
-        if chosen.method == "dqn" and not spec.is_atari:
-            return Monitor(make_env(spec)[0])
-        registered_spec(spec)
-        return Monitor(gymnasium.make(chosen.env))
-
-    env = make()
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    torch.set_num_threads(1)
+    env = made(chosen)
     space = env.observation_space
-    image = isinstance(space, spaces.Box) and len(space.shape) == 3 and min(space.shape[:2]) >= 36
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    image = any(len(part.shape or ()) == 3 and min(part.shape[:2]) >= 36 for part in parts)
     policy = "CnnPolicy" if image else "MlpPolicy"
     if isinstance(space, spaces.Dict):
         policy = "MultiInputPolicy"
     kind = DQN if chosen.method == "dqn" else PPO
     model = kind(policy, env, seed=chosen.seed, device="cpu")
-    model.learn(
-        chosen.steps, UntilSolved(make(), chosen.wanted, chosen.eval_episodes, chosen.report)
-    )
+    model.learn(chosen.steps, UntilSolved(made(chosen), chosen, 2 if image else 1))
+
+
+def made(chosen: argparse.Namespace) -> VecEnv:
+    """One environment."""
+    spec = EnvSpec(chosen.env, import_modules=tuple(chosen.modules))
+    if spec.is_atari:  # frames are skipped by its wrapper
+        arguments = {"frameskip": 1}
+        atari = make_atari_env(chosen.env, seed=chosen.seed, env_kwargs=arguments)
+        return VecFrameStack(atari, 4)
+
+    def make() -> gymnasium.Env:
+        if chosen.method == "dqn":
+            return Monitor(make_env(spec)[0])
+        registered_spec(spec)
+        return Monitor(gymnasium.make(chosen.env))
+
+    return DummyVecEnv([make])
 
 
 if __name__ == "__main__":
