@@ -38,7 +38,7 @@ from async_dqn.networks.network import State
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
 from async_dqn.runs import checkpoint
 from async_dqn.runs.reporter import Callback
-from async_dqn.runs.resume import stored_config
+from async_dqn.runs.resume import played_parameters, stored_config
 from async_dqn.runs.run import Run
 from async_dqn.training import training
 from async_dqn.training.look import looked_at
@@ -315,7 +315,7 @@ class AsyncDQN:
             )
         self.network = FlatNetwork(self.run_spec.network(), gradient=False)
         try:
-            self.network.vector.copy_(flat_vector(self.network.net, found.tensors["model"]))
+            self.network.vector.copy_(flat_vector(self.network.net, played_parameters(found)))
         except (KeyError, ValueError) as error:
             raise UserError(f"checkpoint does not match: {error}") from error
 

@@ -189,7 +189,7 @@ def phased_learner(**settings) -> PhasedLearner:
     block = SharedBlock(run_spec.sections(padded_size(run_spec.network())))
     block["multipliers"][:] = 1.0
     store = ParameterStore(block, run_spec.optimizer(), 0)
-    store.sync_target(0)
+    store.begin(0)
     learner = PhasedLearner(run_spec, store, 0)
     learner.reset(0)
     return learner

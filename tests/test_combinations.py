@@ -8,8 +8,9 @@ import pytest
 from async_dqn import cli
 from async_dqn.config.config import SETTINGS, Config, UserError
 from async_dqn.config.fields import either
+from async_dqn.config.idle import ACTS_ONLY_WITH
 from async_dqn.config.presets import resolve
-from async_dqn.config.rules import ACTS_ONLY_WITH, RULES
+from async_dqn.config.rules import RULES
 
 ENV = {"env": "Elsewhere/Env-v0"}  # no preset tunes it: the defaults hold
 A3C, SARSA = {"algorithm": "a3c"}, {"algorithm": "one-step-sarsa"}
@@ -17,6 +18,7 @@ CATEGORICAL, QUANTILE = {"distributional": "categorical"}, {"distributional": "q
 REPLAY = {"replay": "uniform"}
 SIMULATED = {"mode": "serial", "simulate_workers": 4}
 NORMALIZED = {"normalize_observations": True}
+Q_LAMBDA, AVERAGE = {"algorithm": "q-lambda"}, {"average_steps": 100}
 STAGES = {"model_parallel": True, "mode": "sync", "workers": 2}
 
 # Row of RULES: settings that are refused, each beside a neighbour that is not.
@@ -95,6 +97,33 @@ REFUSED = [
     (32, {"persistence": 2.0, "algorithm": "a3c"}, {"persistence": 2.0}),
     (33, {"input_scaling": True, **NORMALIZED}, NORMALIZED),
     (34, {**NORMALIZED, **STAGES}, NORMALIZED),
+    (35, {"horizon_steps": 100}, {"horizon_steps": 100, "gamma_start": 0.9}),
+    (35, {**Q_LAMBDA, "lam_start": 0.9}, {**Q_LAMBDA, "lam_start": 0.9, "horizon_steps": 100}),
+    (
+        36,
+        {"horizon_steps": 100, "gamma_start": 0.995, "gamma": 0.99},
+        {"horizon_steps": 100, "gamma_start": 0.99, "gamma": 0.99},
+    ),
+    (
+        37,
+        {**Q_LAMBDA, "horizon_steps": 100, "lam_start": 0.3, "lam": 0.5},
+        {**Q_LAMBDA, "horizon_steps": 100, "lam_start": 1.0, "lam": 0.5},
+    ),
+    (38, {"samples_per_step": 2.0}, {"samples_per_step": 2.0, **REPLAY}),
+    (39, {"random_shift": 4}, {"random_shift": 4, **REPLAY}),
+    (40, {"average_steps": 100}, {"average_steps": 100, "score_by_average": True}),
+    (40, {"act_by_average": True}, {"average_steps": 100, "act_by_average": True}),
+    (
+        41,
+        {**AVERAGE, "target_by_average": True, "target_sync_steps": None},
+        {**AVERAGE, "target_by_average": True},
+    ),
+    (42, {**AVERAGE, "act_by_average": True, **A3C}, {**AVERAGE, "score_by_average": True, **A3C}),
+    (42, {**AVERAGE, "act_by_average": True, "recurrent": True}, {"recurrent": True}),
+    (43, {"target_layers": "last", "target_sync_steps": None}, {"target_layers": "last"}),
+    (43, {"target_layers": "last", "target": "average"}, {"target": "average"}),
+    (44, {**STAGES, "reset_every": 1000}, {"reset_every": 1000}),
+    (44, {**STAGES, "target_layers": "last"}, {"target_layers": "last"}),
 ]
 
 
@@ -167,13 +196,20 @@ ALONE = {
     "sync_average": "params",
     "sync_every": 4,
     "beta1": 0.5,
+    "adam_eps": 1e-3,
+    "lam_start": 0.9,
     "staleness_scaling": True,
     "max_staleness": 3,
     "hang_timeout": 5.0,
     "min_workers": 1,
 }
-# What a value needs itself.
-NEEDS = {"noisy": {"noisy": True}, "params": {"mode": "sync"}, "gradients": {"mode": "sync"}}
+# What a value or a setting needs itself.
+NEEDS = {
+    "lam_start": {"horizon_steps": 100},
+    "noisy": {"noisy": True},
+    "params": {"mode": "sync"},
+    "gradients": {"mode": "sync"},
+}
 
 
 def choices_without_effect() -> list[tuple[str, str, str, bool]]:
@@ -189,7 +225,7 @@ def choices_without_effect() -> list[tuple[str, str, str, bool]]:
 def test_a_setting_that_would_do_nothing_is_refused_where_it_was_typed(
     name, other, value, acts
 ) -> None:
-    settings = {name: ALONE[name], other: value, **NEEDS.get(value, {})}
+    settings = {name: ALONE[name], other: value, **NEEDS.get(value, {}), **NEEDS.get(name, {})}
     if acts:
         config, _ = resolve({**ENV, **settings})
         assert config.flat()[SETTINGS[name].dotted] == ALONE[name]

@@ -70,7 +70,7 @@ class Bench:
         self.block["multipliers"][:] = 1.0
         self.store = ParameterStore(self.block, self.optimizer, 0)
         self.store.theta.copy_(FlatNetwork(net).vector)
-        self.store.sync_target(0)
+        self.store.begin(0)
         self.learner = Learner(self.run_spec, self.store, 0)
         self.learner.reset(0, 0)
 

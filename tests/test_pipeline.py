@@ -96,7 +96,7 @@ def test_the_split_gradient_is_the_whole_one_and_one_update_follows(tmp_path) ->
     block["multipliers"][:] = 1.0
     store, alone = run_spec.store(block, 0), run_spec.optimizer()
     store.theta.copy_(whole.vector)
-    store.sync_target(0)
+    store.begin(0)
     theta, state = whole.vector.clone(), list(torch.zeros(alone.rows, len(whole.vector)))
     other = spawn.context().Process(target=serve, args=(run_spec, block, rendezvous), daemon=True)
     other.start()

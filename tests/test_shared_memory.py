@@ -344,17 +344,17 @@ def test_the_target_is_pulled_only_when_a_newer_one_was_published() -> None:
     network = FlatNetwork(small_net(), gradient=False)
     block = new_block(size=len(network.vector))
     store = ParameterStore(block, Accumulate(), 0)
-    assert not store.pull_target(network)
+    assert not store.target.pull(network.vector)
     store.theta.fill_(1.0)
     assert store.sync_target(10)
-    assert store.pull_target(network) and (network.vector == 1.0).all()
+    assert store.target.pull(network.vector) and (network.vector == 1.0).all()
     store.theta.fill_(2.0)
-    assert not store.pull_target(network) and (network.vector == 1.0).all()
+    assert not store.target.pull(network.vector) and (network.vector == 1.0).all()
     assert store.sync_target(20)
-    assert store.pull_target(network) and (network.vector == 2.0).all()
+    assert store.target.pull(network.vector) and (network.vector == 2.0).all()
     store.theta[0] = np.nan
     assert not store.sync_target(30)
-    assert not store.pull_target(network)
+    assert not store.target.pull(network.vector)
 
 
 # Flat networks

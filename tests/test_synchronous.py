@@ -17,6 +17,7 @@ from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.layout import SHARED_OUT, STEPS, UPDATES, WORKERS_STOP
 from async_dqn.parameters.optimizers import SharedAdam
 from async_dqn.parameters.sync_store import DONE, GIVEN, PRESENT, SynchronousStore, round_sections
+from async_dqn.parameters.upkeep import Upkeep
 from async_dqn.runs import checkpoint
 from async_dqn.workers.learner import Learner
 from async_dqn.workers.run_spec import RunSpec
@@ -52,7 +53,7 @@ class Group:
 
     def store(self, slot: int) -> SynchronousStore:
         optimizer, sync, every = self.arguments
-        return SynchronousStore(self.block, optimizer(), slot, sync, every)
+        return SynchronousStore(self.block, optimizer(), slot, every, Upkeep(target_every=sync))
 
     def push(self, *gradients: torch.Tensor | None, lr: float = LR) -> None:
         given = zip(self.stores, gradients, strict=True)
@@ -146,7 +147,7 @@ def test_steps_stand_still_between_rounds_and_the_target_is_out_before_the_next_
             group.block["slots"][slot, STEPS] += 2
         assert [store.steps for store in group.stores] == [4 * k, 4 * k]
         group.push(*gradients(2, k))
-        pulled = [store.pull_target(network) for store in group.stores]
+        pulled = [store.target.pull(network.vector) for store in group.stores]
         if all(pulled):
             assert torch.equal(network.vector, group.theta)
             seen.append(group.stores[0].target.step)
@@ -215,7 +216,7 @@ def trained(mode: str, workers: int, keep_target: bool, **settings) -> torch.Ten
     block["multipliers"][:] = 1.0
     store = run_spec.store(block, 0)
     store.theta.copy_(network.vector)
-    store.sync_target(0)
+    store.begin(0)
     learner = Learner(run_spec, run_spec.store(block, 0), 0)
     learner.reset(0, 0)
     for _ in range(50):

@@ -11,8 +11,8 @@ import numpy as np
 
 from async_dqn.config.config import SETTINGS, Config
 from async_dqn.config.extension import traits_of
+from async_dqn.config.idle import check_acts
 from async_dqn.config.presets import FIXED, PRESET_FILES, merge, read_preset
-from async_dqn.config.rules import check_acts
 
 BY_KIND = PRESET_FILES / "by_kind"
 KINDS = {  # by what observations are, what the settings are for

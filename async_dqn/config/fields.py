@@ -82,6 +82,7 @@ WIDTHS = Range("a list of whole numbers within [1, 65536]", lambda n: 1 <= n <= 
 BELOW_ONE = Range("within [0, 1)", lambda x: 0 <= x < 1)
 ON_OFF = {"on": "", "off": ""}  # choices of a switch
 UNIT_INTERVAL = Range("within [0, 1]", lambda x: 0 <= x <= 1)
+UNIT_INTERVAL_OR_NONE = Range("within [0, 1], or none", lambda x: 0 <= x <= 1)
 POSITIVE = Range("a finite number above 0", lambda x: 0 < x < math.inf)
 NOT_NEGATIVE = Range("a finite number from 0", lambda x: 0 <= x < math.inf)
 FINITE = Range("a finite number", math.isfinite)

@@ -25,9 +25,10 @@ from async_dqn.config import extension
 from async_dqn.config.config import SETTINGS, Config, UserError
 from async_dqn.config.cores import usable_cores
 from async_dqn.config.fields import check, did_you_mean, either, one_line, show
-from async_dqn.config.rules import check_acts
+from async_dqn.config.idle import check_acts
+from async_dqn.config.parallel import WORKERS_PER_CORE
 from async_dqn.config.scaling import AUTO, FOLLOWING, REFERENCE
-from async_dqn.config.schema import SECTIONS, WORKERS_PER_CORE
+from async_dqn.config.schema import SECTIONS
 
 PRESET_FILES = Path(__file__).parent / "preset_files"
 # What choices cannot do without, whatever a preset says for others; `combinations` has the reasons.
@@ -146,6 +147,8 @@ def _check_combination(config: Config, given: Mapping[str, Any], chosen: Mapping
     several algorithms. A resumed run brings its own algorithm, an environment its own defaults."""
     if {"envs", "envs_per_worker"} <= chosen.keys():
         raise UserError("--envs is shared out, --envs-per-worker is a share of it; drop one")
+    if "epochs" in given and config.replay.samples_per_step is not None:
+        raise UserError("--samples-per-step decides how many updates there are; drop --epochs")
     resume = config.run.resume
     values = config.by_name()
     is_open = resume is not None or config.environment.defaults != "fixed"

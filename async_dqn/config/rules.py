@@ -1,10 +1,10 @@
 """Which settings do not go together, and why: one table, checked when settings are read."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from async_dqn.config.extension import ALGORITHMS, OPEN, Traits, takers, traits_of
-from async_dqn.config.fields import UserError, either, is_foreign
+from async_dqn.config.extension import Traits, traits_of
+from async_dqn.config.fields import UserError, is_foreign
 
 Config = Any  # `config.Config`, which is built on this module
 
@@ -31,6 +31,16 @@ def _on_policy(config: Config) -> bool:
 def _foreign(config: Config) -> bool:
     """Whether the loss or the layers are the user's own."""
     return is_foreign(config.algorithm.algorithm) or is_foreign(config.network.network)
+
+
+def _by_average(config: Config) -> bool:
+    uses = config.optimizer
+    return uses.score_by_average or uses.act_by_average or uses.target_by_average
+
+
+def _resets(config: Config) -> bool:
+    """Whether parts of the network are treated otherwise than others."""
+    return config.optimizer.reset_every is not None or config.optimizer.target_layers == "last"
 
 
 RULES = (
@@ -71,10 +81,10 @@ RULES = (
         lambda c: (
             c.network.distributional != "none"
             and c.algorithm.algorithm == "q-lambda"
-            and 0 < c.algorithm.lam < 1
+            and (0 < c.algorithm.lam < 1 or c.algorithm.lam_start is not None)
         ),
-        "--distributional projects one return, q-lambda with 0 < --lam < 1 mixes many; "
-        "choose --lam 1 or n-step-q",
+        "--distributional projects one return, q-lambda with 0 < --lam < 1 or --lam-start mixes "
+        "many; choose --lam 1 or n-step-q",
     ),
     Rule(
         lambda c: c.network.distributional != "none" and not _takes("distributional")(c),
@@ -212,6 +222,60 @@ RULES = (
         lambda c: c.network.normalize_observations and c.parallel.model_parallel,
         "--model-parallel keeps no running moments; drop --normalize-observations",
     ),
+    Rule(
+        lambda c: (
+            (c.algorithm.horizon_steps is None)
+            != (c.algorithm.lam_start is None and c.algorithm.gamma_start is None)
+        ),
+        "a horizon that changes has a beginning and a time: --lam-start or --gamma-start, and "
+        "--horizon-steps; add what is missing or drop them",
+    ),
+    Rule(
+        lambda c: (
+            c.algorithm.gamma_start is not None and c.algorithm.gamma_start > c.algorithm.gamma
+        ),
+        "--gamma-start is above --gamma, and gamma is annealed upwards; lower it or drop it",
+    ),
+    Rule(
+        lambda c: c.algorithm.lam_start is not None and c.algorithm.lam_start < c.algorithm.lam,
+        "--lam-start is below --lam, and lambda is annealed downwards; raise it or drop it",
+    ),
+    Rule(
+        lambda c: c.replay.samples_per_step is not None and c.replay.replay == "none",
+        "--samples-per-step counts draws from replay; add --replay uniform or drop it",
+    ),
+    Rule(
+        lambda c: c.replay.random_shift > 0 and c.replay.replay == "none",
+        "--random-shift moves images drawn from replay; add --replay uniform or drop it",
+    ),
+    Rule(
+        lambda c: (c.optimizer.average_steps is None) == _by_average(c),
+        "an average of the parameters has a time and a use: --average-steps, and "
+        "--score-by-average, --act-by-average or --target-by-average; add what is missing or drop "
+        "them",
+    ),
+    Rule(
+        lambda c: c.optimizer.target_by_average and c.optimizer.target_sync_steps is None,
+        "--target-by-average needs a target network; drop --target-sync-steps none",
+    ),
+    Rule(
+        lambda c: c.optimizer.act_by_average and (_on_policy(c) or c.network.recurrent),
+        "--act-by-average acts by other parameters than those that learn, which one-step-sarsa, "
+        "a3c and --recurrent cannot; drop it",
+    ),
+    Rule(
+        lambda c: (
+            c.optimizer.target_layers == "last"
+            and (c.optimizer.target_sync_steps is None or c.optimizer.target == "average")
+        ),
+        "--target-layers last needs a target network, and one alone; drop --target-sync-steps "
+        "none or --target average",
+    ),
+    Rule(
+        lambda c: c.parallel.model_parallel and (c.optimizer.act_by_average or _resets(c)),
+        "--model-parallel has a learner in two parts; drop --act-by-average, --target-layers last "
+        "and --reset-every",
+    ),
 )
 
 # What does not go with one group of outputs for each action component, whether asked for or not.
@@ -249,39 +313,6 @@ NOT_BRANCHING = (
     ),
 )
 
-# Settings that do nothing unless another has a certain value; the user's own code is none of them.
-ACTS_ONLY_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "sync_average": ("mode", ("sync",)),
-    "sync_every": ("sync_average", ("params",)),
-    "beta1": ("optimizer", ("shared-adam",)),
-    "staleness_scaling": ("mode", ("async", "serial")),
-    "max_staleness": ("mode", ("async", "serial")),
-    "hang_timeout": ("mode", ("async", "sync")),
-    "min_workers": ("mode", ("async",)),
-    "lam": ("algorithm", takers("lam")),
-    "trace": ("algorithm", takers("trace")),
-    "entropy_weight": ("algorithm", takers("entropy_weight")),
-    "exploration": (
-        "algorithm",
-        tuple(name for name, traits in ALGORITHMS.items() if not traits.explores_itself),
-    ),
-    "epsilon_start": ("exploration", ("ladder", "apex", "epsilon", "noisy")),
-    "epsilon_final": ("exploration", ("epsilon",)),
-    "temperature_start": ("exploration", ("boltzmann",)),
-    "temperature_final": ("exploration", ("boltzmann",)),
-    "target_tau": ("target", ("polyak",)),
-    "target_networks": ("target", ("average",)),
-    "atoms": ("distributional", ("categorical", "quantile")),
-    "v_min": ("distributional", ("categorical",)),
-    "v_max": ("distributional", ("categorical",)),
-    "replay_capacity": ("replay", ("uniform", "prioritized")),
-    "replay_start": ("replay", ("uniform", "prioritized")),
-    "batch_size": ("replay", ("uniform", "prioritized")),
-    "priority_exponent": ("replay", ("prioritized",)),
-    "priority_beta": ("replay", ("prioritized",)),
-}
-OF_OUR_NETWORKS = ("hidden", "layer_norm", "precision")
-
 
 def check_combination(config: Config) -> None:
     """Raise UserError, with the reason, for settings that make no sense together."""
@@ -315,29 +346,4 @@ def _check_variants(config: Config) -> None:
                 f"algorithm {name} does not declare {variant} among the variants of its traits; "
                 f"drop {'--exploration ' * (variant == 'boltzmann') or '--'}"
                 f"{variant.replace('_', '-')}"
-            )
-
-
-def check_acts(given: Mapping[str, Any], values: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse settings the user typed that would do nothing; `values` has all, by name.
-
-    Only settings in `known` decide: a resumed run brings others of its own.
-    """
-    for name in given:
-        option = "--" + name.replace("_", "-")
-        opened = name.removesuffix("_arg")
-        if name != opened and opened in OPEN and opened in known and not is_foreign(values[opened]):
-            raise UserError(f"{option} is for your own --{opened} module:name; drop {option}")
-        if name in OF_OUR_NETWORKS and "network" in known and is_foreign(values["network"]):
-            raise UserError(f"{option} is of our networks, not of your own; drop {option}")
-        if name not in ACTS_ONLY_WITH:
-            continue
-        other, allowed = ACTS_ONLY_WITH[name]
-        acts = values[other] in allowed
-        if name == "exploration":
-            acts = not traits_of(values["algorithm"]).explores_itself
-        if other in known and not acts:
-            raise UserError(
-                f"{option} {given[name]} acts only with --{other} {either(allowed)} "
-                f"(this run: {values[other]}); drop {option} or choose {either(allowed)}"
             )

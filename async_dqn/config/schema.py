@@ -8,7 +8,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from async_dqn.config.cores import usable_cores
 from async_dqn.config.environment import EnvironmentConfig
 from async_dqn.config.fields import (
     BELOW_ONE,
@@ -22,15 +21,14 @@ from async_dqn.config.fields import (
     POSITIVE,
     SEED,
     UNIT_INTERVAL,
+    UNIT_INTERVAL_OR_NONE,
     WIDTHS,
     Range,
     Setting,
     SettingsSection,
     setting,
 )
-
-WORKERS_PER_CORE = 8
-SIMULATED = Range("within [1, 4096], or none", lambda n: 1 <= n <= 4096)
+from async_dqn.config.parallel import ParallelConfig
 
 
 def _own_argument(what: str) -> Any:
@@ -69,6 +67,24 @@ class AlgorithmConfig(SettingsSection):
         0.01, "weight of the policy's entropy; a3c only", within=NOT_NEGATIVE
     )
     gamma: float = setting(0.99, "discount per step", within=UNIT_INTERVAL)
+    horizon_steps: int | None = setting(
+        None,
+        "time in which --lam-start and --gamma-start become --lam and --gamma; none: at once",
+        unit="global steps",
+        within=COUNT_OR_NONE,
+    )
+    lam_start: float | None = setting(
+        None,
+        "--lam of the first step; q-lambda only",
+        within=UNIT_INTERVAL_OR_NONE,
+        default_words="--lam",
+    )
+    gamma_start: float | None = setting(
+        None,
+        "--gamma of the first step",
+        within=UNIT_INTERVAL_OR_NONE,
+        default_words="--gamma",
+    )
     reward_clip: float | None = setting(
         None, "rewards learned from are cut to [-X, X], then scaled", within=POSITIVE
     )
@@ -155,6 +171,18 @@ class ReplayConfig(SettingsSection):
         1_000, "steps collected before learning begins", unit="global steps", within=COUNT
     )
     batch_size: int = setting(128, "segments in a batch from replay", within=COUNT)
+    samples_per_step: float | None = setting(
+        None,
+        "how often a step is drawn from replay on average; decides the number of updates",
+        within=POSITIVE,
+        default_words="by --epochs",
+    )
+    random_shift: int = setting(
+        0,
+        "images drawn are moved by up to so many, their edge repeated (DrQ)",
+        unit="pixels",
+        within=Range("a whole number from 0", lambda n: n >= 0),
+    )
     priority_exponent: float = setting(
         0.6, "0 draws uniformly, 1 in proportion to the error", within=UNIT_INTERVAL
     )
@@ -180,6 +208,12 @@ class OptimizerConfig(SettingsSection):
     lr: float = setting(1e-3, "learning rate", within=POSITIVE)
     beta1: float = setting(
         0.9, "share of the former mean in Adam's mean gradient", within=BELOW_ONE
+    )
+    adam_eps: float = setting(1e-5, "Adam's epsilon", within=POSITIVE)
+    weight_decay: float = setting(
+        0.0,
+        "share that an update takes off the parameters, times the learning rate (AdamW)",
+        within=NOT_NEGATIVE,
     )
     lr_schedule: str = setting(
         "linear",
@@ -219,6 +253,32 @@ class OptimizerConfig(SettingsSection):
     target_networks: int = setting(
         5, "copies that an average target keeps", unit="networks", within=FROM_TWO
     )
+    target_layers: str = setting(
+        "all",
+        "what of the network the target network has of its own",
+        choices={"all": "", "last": "its head; everything before it is the learner's newest"},
+    )
+    average_steps: int | None = setting(
+        None,
+        "time constant of a running average of the parameters; none: no average",
+        unit="global steps",
+        within=COUNT_OR_NONE,
+    )
+    score_by_average: bool = setting(
+        False, "evaluate that average, and save it as the best and as what is played"
+    )
+    act_by_average: bool = setting(False, "workers act by that average")
+    target_by_average: bool = setting(False, "the target network is made of that average")
+    reset_every: int | None = setting(
+        None,
+        "interval between resets: the head begins anew, what is before it is drawn towards new "
+        "random parameters (shrink and perturb); none: no resets",
+        unit="global steps",
+        within=COUNT_OR_NONE,
+    )
+    reset_share: float = setting(
+        0.5, "how far it is drawn, 1: begins anew too", within=UNIT_INTERVAL
+    )
 
 
 @dataclass(frozen=True)
@@ -253,94 +313,6 @@ class ExplorationConfig(SettingsSection):
     temperature_final: float = setting(
         0.01, "temperature after annealing, in units of Q", within=POSITIVE
     )
-
-
-@dataclass(frozen=True)
-class ParallelConfig(SettingsSection):
-    """How many act and learn at once, and how."""
-
-    mode: str = setting(
-        "async",
-        "how the workers run",
-        choices={
-            "async": "processes updating one network without locks (Hogwild)",
-            "sync": "processes updating together, by averages",
-            "serial": "in turn in one process, reproducible bit for bit",
-        },
-    )
-    workers: int = setting(
-        usable_cores,
-        "workers; auto: measured, up to the usable cores",
-        unit="processes",
-        within=COUNT,
-        default_words="the usable cores",
-    )
-    sync_average: str = setting(
-        "gradients",
-        "what workers of --mode sync average",
-        choices={
-            "gradients": "every update, which is then the same for all",
-            "params": "parameters and optimizer state, each worker making updates of its own",
-        },
-    )
-    sync_every: int = setting(
-        1, "updates between two averages of parameters", unit="updates", within=COUNT
-    )
-    model_parallel: bool = setting(
-        False, "one learner, its network's layers split over two processes of --mode sync"
-    )
-    hang_timeout: float | None = setting(
-        None,
-        "a process without a sign of life is replaced",
-        unit="seconds",
-        within=POSITIVE,
-        default_words="60; 8 in --mode sync, where the others wait",
-    )
-    min_workers: int = setting(
-        1, "fewer left, as others failed again and again: stop, resumable", within=COUNT
-    )
-    oversubscribe: bool = setting(False, f"allow more than {WORKERS_PER_CORE} workers per core")
-    envs: int = setting(16, "environments in all, which the workers share", within=COUNT)
-    envs_per_worker: int = setting(
-        8, "environments of each worker", within=COUNT, default_words="its share of --envs"
-    )
-    rollout_length: int = setting(
-        5, "steps of every environment between two updates", unit="steps", within=COUNT
-    )
-    epochs: int = setting(
-        1,
-        "passes over each rollout; with replay so many updates, each on a new batch",
-        within=COUNT,
-    )
-    minibatches: int = setting(
-        1, "updates of each pass, every one on an equal part of the environments", within=COUNT
-    )
-    simulate_workers: int | None = setting(
-        None,
-        "workers simulated on a virtual clock, in place of --workers (with --mode serial)",
-        within=SIMULATED,
-    )
-    simulate_times: str | None = setting(
-        None,
-        "simulation.json of an earlier run, whose times to take",
-        default_words="measured at the start",
-    )
-    simulate_startup: float = setting(
-        0.0,
-        "from the start of simulated workers' run to their first step",
-        unit="simulated seconds",
-        within=NOT_NEGATIVE,
-    )
-
-    @property
-    def actors(self) -> int:
-        """How many workers take steps; the last stage of a model-parallel network takes none."""
-        return 1 if self.model_parallel else self.workers
-
-    @property
-    def patience_s(self) -> float:
-        """`hang_timeout`, or what holds without."""
-        return self.hang_timeout or (8.0 if self.mode == "sync" else 60.0)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Evaluator:
         break down all the time.
         """
         self.store.slot[layout.FINISHED] = 0
-        if not self.store.snapshot.publish(self.store.theta, self.store.steps):
+        if not self.store.publish_snapshot():
             return None
         stamp = self.store.snapshot.read(self.network.vector)
         assert stamp is not None  # this process alone publishes
@@ -208,7 +208,7 @@ class EvaluatorLoop:
         order = layout.RUN
         while order == layout.RUN or (order != layout.QUIT and running is not None):
             self._beat()
-            synced = self.store.target_due and self.store.sync_target(self.store.steps)
+            synced = self.store.due and self.store.keep_up()
             if synced and running is None:
                 self.slot[layout.LAST_PROGRESS_STEP] = self.store.steps
             if running is None and self._due():
@@ -286,7 +286,7 @@ class EvaluatorLoop:
         then, before = self._rate_from
         if now - then > 1.0:
             self._rate_from = (now, step)
-        every = self.store.target_every
+        every = self.store.upkeep.shortest
         if every is None or step == before:
             return 0.01
         left = every - step % every

@@ -74,7 +74,15 @@ def choose(config: Config, info) -> Architecture:
     Raises:
         UserError: the network asked for does not fit the observation, or the actions.
     """
-    return replace(_of_observation(config, info), branches=_branches(config, info))
+    found = replace(_of_observation(config, info), branches=_branches(config, info))
+    if config.replay.random_shift and (
+        found.parts or found.masked or len(info.observation_shape) != 3
+    ):
+        raise UserError(
+            "--random-shift moves images, and these observations are no image, or not one alone; "
+            "drop it"
+        )
+    return found
 
 
 def _of_observation(config: Config, info) -> "Architecture":

@@ -1,6 +1,6 @@
 """A network as one flat vector, and as named tensors for a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Self
 
@@ -55,6 +55,19 @@ def _views(net: nn.Module, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         name: vector[end - p.numel() : end].view(p.shape)
         for (name, p), end in zip(named.items(), ends)
     }
+
+
+def by_parameter(net: nn.Module, value: Callable[[str], float]) -> torch.Tensor:
+    """A flat vector [P] with this value for each parameter, by its name."""
+    vector = torch.zeros(padded_size(net))
+    for name, view in _views(net, vector).items():
+        view.fill_(value(name))
+    return vector
+
+
+def size_before_head(net: nn.Module) -> int:
+    """How many parameters of a Q-network come before those of its head, which are the last."""
+    return sum(p.numel() for name, p in net.named_parameters() if "head." not in name)
 
 
 def named_tensors(net: nn.Module, vector: torch.Tensor) -> dict[str, NDArray[np.float32]]:

@@ -17,8 +17,9 @@ SLOT_WORDS = 16  # two cache lines
 PHASES = ("starting", "env.step", "learning", "waiting", "evaluating")
 STARTING, ENV_STEP, LEARNING, WAITING, EVALUATING = range(len(PHASES))
 
-# Control words, written by the trainer.
-WORKERS_STOP, EVALUATOR_ORDER, ACKNOWLEDGED, SHARED_OUT = range(4)
+# Control words, written by the trainer; the last one, the step of the last reset of parameters, by
+# who has the upkeep.
+WORKERS_STOP, EVALUATOR_ORDER, ACKNOWLEDGED, SHARED_OUT, RESET_STEP = range(5)
 # The evaluator's orders: evaluations as they are due, the last one, one on fresh episodes, none.
 RUN, FINISH, AFRESH, QUIT = range(4)
 
@@ -33,12 +34,13 @@ def sections(
     players: int = 0,
     targets: int = 1,
     moments: tuple[int, int] = (0, 0),
+    averaged: bool = False,
 ) -> tuple[BlockSection, ...]:
     """The table of the block for these workers, `size` parameters (padded) and most players.
 
     `optimizer_rows` state vectors are there once if `shared`, else once for every worker; so many
     vectors make up the target network; `moments` are the inputs that have a running mean and
-    variance, and whether rewards have.
+    variance, and whether rewards have; `averaged` says whether there is an average of theta.
     """
     owners = 1 if shared else workers
     return (
@@ -53,6 +55,7 @@ def sections(
         BlockSection("theta", "float32", (size,)),
         BlockSection("optimizer", "float32", (owners, optimizer_rows, size)),
         *_double_buffer("target", targets * size),
+        *_double_buffer("average", size if averaged else 0),
         *_double_buffer("snapshot", size),
         BlockSection("seats", "int64", (players, SEATS)),  # written by the evaluator
         BlockSection("results", "int64", (players, SEATS, 4)),  # a row by its player

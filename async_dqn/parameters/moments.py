@@ -75,6 +75,7 @@ class RunMoments:
         self.returns = Moments(block["return_moments"], worker)
         self.normalizes = self.inputs.rows.size > 0
         self.scales_rewards = self.returns.rows.size > 0
+        self.parameters = 2 * self.inputs.rows.shape[2]  # that hold them, the first of all
 
         self._known: NDArray[np.float64] | None = None
 
@@ -100,8 +101,7 @@ class RunMoments:
         """
         if self.scales_rewards:
             self._known = merged(self.returns.rows)
-        inputs = self.inputs.rows.shape[2]
-        if start >= 2 * inputs or not self.inputs.has_news:
+        if start >= self.parameters or not self.inputs.has_news:
             return
         count, mean, squares = merged(self.inputs.rows)
         factor = (squares / count + LEAST_VARIANCE) ** -0.5

@@ -19,6 +19,12 @@ class DoubleBuffer:
         self._halves = torch.from_numpy(block[name])
         self._stamps = block[f"{name}_stamps"]
         self._sequence = block[f"{name}_sequence"]
+        self._pulled = 0
+
+    @property
+    def exists(self) -> bool:
+        """Whether the block has room for such a vector."""
+        return self._halves.numel() > 0
 
     @property
     def sequence(self) -> int:
@@ -57,6 +63,17 @@ class DoubleBuffer:
             if self.sequence == sequence and checksum == _checksum(into):
                 return sequence, step
         return None
+
+    def pull(self, vector: torch.Tensor) -> bool:
+        """Copy a vector newer than the last one pulled, if there is one, to any device."""
+        if self.sequence == self._pulled:
+            return False
+        host = vector.cpu()  # itself, unless it is on a GPU
+        read = self.read(host)
+        if read is not None:
+            vector.copy_(host)
+            self._pulled = read[0]
+        return read is not None
 
 
 def _checksum(vector: torch.Tensor) -> int:

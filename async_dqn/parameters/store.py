@@ -14,16 +14,16 @@ from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.moments import RunMoments
 from async_dqn.parameters.optimizers import Optimizer
 from async_dqn.parameters.published import DoubleBuffer
-from async_dqn.parameters.target import Copy, Target
+from async_dqn.parameters.upkeep import Upkeep
 
-COPY = Copy()
+NONE = Upkeep()
 LOOKS_PER_SECOND = 10_000  # of all workers that wait for budget
 
 
 class ParameterStore:
     """Pull, push and count on the shared block, as the owner of one slot.
 
-    `target_rule` makes the target network, `target_every` global steps apart (None: never).
+    One of the processes calls `keep_up` when something of `upkeep` is due.
     """
 
     def __init__(
@@ -31,12 +31,9 @@ class ParameterStore:
         block: SharedBlock,
         optimizer: Optimizer,
         slot: int,
-        target_rule: Target = COPY,
-        target_every: int | None = None,
+        upkeep: Upkeep = NONE,
     ):
-        self.block = block
-        self.target_rule, self.target_every = target_rule, target_every
-        self.optimizer = optimizer
+        self.block, self.optimizer, self.upkeep = block, optimizer, upkeep
         self.theta = torch.from_numpy(block["theta"])
         self.states = torch.from_numpy(block["optimizer"])  # [1 or workers, rows, P]
         # Nothing for trainer and evaluator where each worker has its own: a push of theirs, which
@@ -44,6 +41,7 @@ class ParameterStore:
         own = 0 if len(self.states) == 1 else slot
         self.state = list(self.states[own : own + 1].flatten(0, 1))
         self.target = DoubleBuffer(block, "target")
+        self.average = DoubleBuffer(block, "average")
         self.snapshot = DoubleBuffer(block, "snapshot")
         self.control = block["control"]
         self.slots = block["slots"]
@@ -52,7 +50,6 @@ class ParameterStore:
         self._multipliers = block["multipliers"]
         self.moments = RunMoments(block, slot)
         self._pulled_others = 0
-        self._seen_target = 0
 
     @property
     def steps(self) -> int:
@@ -108,17 +105,6 @@ class ParameterStore:
         self._pulled_others = self._updates_of_others
         network.vector.copy_(self.theta)
 
-    def pull_target(self, network: FlatNetwork) -> bool:
-        """Copy the target if a newer one was published; say whether there was."""
-        if self.target.sequence == self._seen_target:
-            return False
-        host = network.vector.cpu()  # itself, unless the network is on a GPU
-        read = self.target.read(host)
-        if read is not None:
-            network.vector.copy_(host)
-            self._seen_target = read[0]
-        return read is not None
-
     def push(
         self,
         gradient: torch.Tensor | None,
@@ -143,27 +129,85 @@ class ParameterStore:
         lr *= self.learning_rate_multiplier
         if staleness_scaling:
             lr /= max(1, staleness)
-        self.optimizer.step(self.theta, gradient, self.state, lr, self.updates)
+        self._update(self.theta, gradient, self.state, lr, self.updates)
         self.slot[layout.UPDATES] += 1
         return staleness
 
-    @property
-    def target_due(self) -> bool:
-        """Whether a boundary has passed since the target network was published."""
-        every = self.target_every
-        return every is not None and self.steps // every > self.target.step // every
+    def _update(
+        self,
+        theta: torch.Tensor,
+        gradient: torch.Tensor,
+        state: list[torch.Tensor],
+        lr: float,
+        updates: int,
+        first: int = 0,
+    ) -> None:
+        """An optimiser step on a part of the parameters, which begins with number `first`.
 
-    def sync_target(self, step: int, anew: bool = False) -> bool:
-        """Publish the next target network; False if that is not finite.
-
-        At first, or `anew`, it is nothing but theta.
+        Running moments, which are the first of all, do not decay.
         """
-        rule = self.target_rule
-        if anew or not self.target.sequence:
-            vectors = self.theta.expand(rule.networks, -1)
-        else:
-            every = self.target_every or max(1, step)
-            intervals = max(1, step // every - self.target.step // every)
-            kept = self.target.newest.view(rule.networks, -1)
-            vectors = rule.following(kept, self.theta, intervals)
-        return self.target.publish(vectors.flatten(), step)
+        if self.upkeep.weight_decay:
+            decaying = theta[max(0, self.moments.parameters - first) :]
+            decaying.mul_(1 - lr * self.upkeep.weight_decay)
+        self.optimizer.step(theta, gradient, state, lr, updates)
+
+    # The upkeep
+
+    @property
+    def _done(self) -> list[int]:
+        """The boundaries of target network, average and resets up to which all is done."""
+        steps = self.target.step, self.average.step, int(self.control[layout.RESET_STEP])
+        return self.upkeep.boundaries(*steps)
+
+    @property
+    def due(self) -> bool:
+        """Whether a boundary has passed since."""
+        return self.upkeep.boundaries(*[self.steps] * 3) != self._done
+
+    def keep_up(self) -> bool:
+        """Do what is due at the global step of now; say whether the target network is new."""
+        step = self.steps
+        passed = self.upkeep.boundaries(*[step] * 3)
+        target, average, reset = (now > done for now, done in zip(passed, self._done, strict=True))
+        if reset:
+            self._reset(step)
+        elif average:
+            self._follow_average(step)
+        return reset or (target and self.sync_target(step))
+
+    def begin(self, step: int) -> None:
+        """Publish theta as target network, and as the average if there is one."""
+        self.target.publish(self.theta.repeat(self.upkeep.target_rule.networks), step)
+        if self.average.exists:
+            self.average.publish(self.theta, step)
+
+    def sync_target(self, step: int) -> bool:
+        """Publish the next target network; False if that is not finite."""
+        rule, every = self.upkeep.target_rule, self.upkeep.target_every or max(1, step)
+        intervals = max(1, step // every - self.target.step // every)
+        kept = self.target.newest.view(rule.networks, -1)
+        source = self.average.newest if self.upkeep.averages_target else self.theta
+        return self.target.publish(rule.following(kept, source, intervals).flatten(), step)
+
+    def _follow_average(self, step: int) -> None:
+        kept, passed = self.average, step - self.average.step
+        kept.publish(self.upkeep.averaged(kept.newest, self.theta, passed), step)
+
+    def _reset(self, step: int) -> None:
+        """Means of gradients begin anew; those of squares stay, or the next steps were too long."""
+        resets = self.upkeep.resets
+        fresh = resets.fresh(self.upkeep.boundaries(step, step, step)[2])
+        self.theta.lerp_(fresh, resets.share)
+        for row in self.optimizer.directions:
+            self.states[:, row].zero_()
+        self.control[layout.RESET_STEP] = step
+        self.begin(step)
+
+    def publish_snapshot(self) -> bool:
+        """Publish what is to be scored; False if that is not finite."""
+        vector = self.theta
+        if self.upkeep.averages_score:
+            vector = torch.empty_like(vector)
+            if self.average.read(vector) is None:
+                return False
+        return self.snapshot.publish(vector, self.steps)

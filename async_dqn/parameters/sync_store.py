@@ -16,11 +16,11 @@ from async_dqn.parameters import layout
 from async_dqn.parameters.block import BlockSection, SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork
 from async_dqn.parameters.optimizers import Optimizer
-from async_dqn.parameters.store import COPY, ParameterStore
-from async_dqn.parameters.target import Target
+from async_dqn.parameters.store import NONE, ParameterStore
+from async_dqn.parameters.upkeep import Upkeep
 
 # Words of each worker: the last round it gave its part to, the last it is done with, whether it
-# had a part in it. Of worker 0 only: the target that is out, and whether all leave.
+# had a part in it. Of worker 0 only: how many boundaries of the upkeep are done, whether all leave.
 GIVEN, DONE, PRESENT, PUBLISHED, LEAVE = range(5)
 SPINS, YIELDS = 100, 2000  # looks before giving the core away, and before sleeping
 PATIENCE_S = 1.0  # with the others, once the order to stop is there
@@ -47,11 +47,10 @@ class SynchronousStore(ParameterStore):
         block: SharedBlock,
         optimizer: Optimizer,
         slot: int,
-        target_every: int | None,
         every: int | None,
-        target_rule: Target = COPY,
+        upkeep: Upkeep = NONE,
     ):
-        super().__init__(block, optimizer, slot, target_rule, target_every)
+        super().__init__(block, optimizer, slot, upkeep)
         self._rounds = block["rounds"]
         self._own, self._first = self._rounds[slot], slot == 0
         self._parts = torch.from_numpy(block["parts"])  # [W, rows, P]
@@ -65,10 +64,9 @@ class SynchronousStore(ParameterStore):
         self._known_steps, self._count = int(before[layout.STEPS]), int(before[layout.UPDATES])
         self._since_average, self._learned, self._abandoned = 0, False, False
         self._has_begun = bool(self.control[layout.SHARED_OUT])
-        if self._first and target_every is not None:
-            published = self.target.step // target_every
-            self._own[PUBLISHED] = max(published, self._own[PUBLISHED])
-            self._keep_target()
+        if self._first:
+            self._own[PUBLISHED] = max(sum(self._done), self._own[PUBLISHED])
+            self._keep_up_together()
         if every is not None and is_new:
             self._take_average()
 
@@ -97,7 +95,7 @@ class SynchronousStore(ParameterStore):
             return 0
         if gradient is not None:
             rate = lr * self.learning_rate_multiplier
-            self.optimizer.step(self._part[0], gradient, list(self._part[1:]), rate, self._count)
+            self._update(self._part[0], gradient, list(self._part[1:]), rate, self._count)
             self._count_update()
         self._since_average += 1
         self._learned |= gradient is not None
@@ -137,8 +135,7 @@ class SynchronousStore(ParameterStore):
             return
         if present and self._every is None:
             self._count_update()
-        if self.target_every is not None:
-            self._keep_target()
+        self._keep_up_together()
         if self._every is not None:
             self._take_average()
 
@@ -152,7 +149,8 @@ class SynchronousStore(ParameterStore):
         rows = [self.theta[self._slice], *(row[self._slice] for row in self.state)]
         if self._every is None:
             rate = lr * self.learning_rate_multiplier
-            self.optimizer.step(rows[0], average[0], rows[1:], rate, self._count)
+            state, first = rows[1:], self._slice.start
+            self._update(rows[0], average[0], state, rate, self._count, first)
         else:
             for row, mean in zip(rows, average, strict=True):
                 row.copy_(mean)
@@ -168,11 +166,11 @@ class SynchronousStore(ParameterStore):
         if self._first:
             self.slot[layout.UPDATES] += 1
 
-    def _keep_target(self) -> None:
-        """Worker 0 publishes the target when its time has come; the others wait for it."""
-        wanted = self._known_steps // self.target_every
+    def _keep_up_together(self) -> None:
+        """Worker 0 has the upkeep when its time has come; the others wait for it."""
+        wanted = sum(self.upkeep.boundaries(*[self._known_steps] * 3))
         if self._first and self._own[PUBLISHED] < wanted:
-            self.sync_target(self._known_steps)
+            self.keep_up()
             self._own[PUBLISHED] = wanted
         elif not self._first:
             self.wait(lambda: self._rounds[0, PUBLISHED] >= wanted)

@@ -49,7 +49,9 @@ def check_machine(run_spec: RunSpec, folder: Path) -> None:
     stored = replay if parallel.mode == "serial" else 0
     owners = 1 if run_spec.shared_state else parallel.workers
     targets = run_spec.target_rule.networks
-    vectors = 1 + targets + owners * run_spec.optimizer().rows  # parameters, target, optimiser
+    averages = int(run_spec.config.optimizer.average_steps is not None)
+    # Parameters, target, optimiser, average.
+    vectors = 1 + targets + owners * run_spec.optimizer().rows + averages
     _check_room(folder, CHECKPOINTS * (4 * size * vectors + stored))
 
 
@@ -85,6 +87,7 @@ def check_tensors(run_spec: RunSpec, found: Checkpoint) -> None:
     shard = run_spec.replay_shard()
     try:
         flat_vector(net, tensors.get("model", {}))
+        flat_vector(net, tensors.get("average", tensors.get("model", {})))
         for stem in {"target", *(stem for stem in tensors if stem.startswith("target"))}:
             flat_vector(net, tensors.get(stem, {}))
         rows = dict.fromkeys(names, (padded_size(net),))

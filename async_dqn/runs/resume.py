@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from async_dqn.config.config import SETTINGS, Config, UserError
 from async_dqn.config.presets import PER_SESSION
 from async_dqn.runs import checkpoint
@@ -69,6 +71,12 @@ def stored_config(found: checkpoint.Checkpoint) -> Config:
         raise _no_run(found, "config")
     environment = UNKNOWN_THEN | sections.get("environment", {})
     return Config.from_dict(sections | {"environment": environment})
+
+
+def played_parameters(found: checkpoint.Checkpoint) -> dict[str, NDArray]:
+    """What an agent plays by: the parameters, or their average where that was scored."""
+    by_average = stored_config(found).optimizer.score_by_average
+    return found.tensors.get("average" if by_average else "model", found.tensors["model"])
 
 
 def _check_state(found: checkpoint.Checkpoint) -> None:

@@ -17,7 +17,15 @@ import torch
 
 from async_dqn.parameters.block import SharedBlock
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector, named_tensors
-from async_dqn.parameters.layout import CPU_NS, ENV_ERRORS, EPISODES, SKIPPED, STEPS, UPDATES
+from async_dqn.parameters.layout import (
+    CPU_NS,
+    ENV_ERRORS,
+    EPISODES,
+    RESET_STEP,
+    SKIPPED,
+    STEPS,
+    UPDATES,
+)
 from async_dqn.parameters.moments import Moments
 from async_dqn.processes.signals import write_stderr
 from async_dqn.runs import checkpoint as checkpoints
@@ -79,7 +87,7 @@ class Run:
         self.replay_arrays: Callable[[], dict[str, np.ndarray]] | None = None
         if checkpoint is None:
             self.store.theta.copy_(self.network.vector)
-            self.store.sync_target(0)
+            self.store.begin(0)
         else:
             self._restore(checkpoint)
         self.begun_with = self.store.theta.clone(), self.store.steps  # parameters and their step
@@ -163,6 +171,8 @@ class Run:
     def take_decisive(self) -> None:
         """After the workers left: the run ends with the parameters that reached the threshold."""
         self.store.theta.copy_(self._decisive)
+        if self.store.average.exists:
+            self.store.average.publish(self._decisive, self.store.steps)
 
     @property
     def scores_afresh(self) -> bool:
@@ -238,6 +248,12 @@ class Run:
             **{target_stem(k): named_tensors(net, v) for k, v in enumerate(target.split(size))},
             "optimizer": {n: row.numpy().copy() for n, row in self._optimizer_rows().items()},
         }
+        if self.store.average.exists:
+            average = model
+            if average is None:
+                average = torch.zeros_like(self.store.theta)
+                self.store.average.read(average)
+            files["average"] = named_tensors(net, average)
         if moments := self._moments():
             files["moments"] = {k: m.rows.copy().view(np.int64) for k, m in moments.items()}
         if model is None and self.replay_arrays is not None:
@@ -294,6 +310,10 @@ class Run:
         targets += targets[-1:] * (len(stems) - len(targets))  # there were fewer
         kept = [flat_vector(net, target) for target in targets]
         self.store.target.publish(torch.cat(kept), state["target_step"])
+        if self.store.average.exists:  # a run that had none goes on with its parameters
+            average = checkpoint.tensors.get("average", checkpoint.tensors["model"])
+            self.store.average.publish(flat_vector(net, average), state["step"])
+        self.store.control[RESET_STEP] = state["step"]
         for name, moments in self._moments().items():
             moments.restore(checkpoint.tensors["moments"][name].view(np.float64))
         for name, word in WORDS.items():

@@ -36,7 +36,7 @@ def roll_back(run: Run, allowed: bool = True) -> None:
     store.theta.copy_(vector)
     for row in store.optimizer.directions:
         store.states[:, row].zero_()
-    store.sync_target(step, anew=True)
+    store.begin(step)
     run.block["multipliers"][0] *= 0.5
     store.slots[:, FAILING] = 0
     run.recorder.warn(

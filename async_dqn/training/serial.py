@@ -33,7 +33,9 @@ class SerialTrainer:
         self.eval_every = config.evaluation.eval_every
         self.learners = [
             self.learner_kind(
-                run.run_spec, self.store_kind(run.block, run.run_spec.optimizer(), w), w
+                run.run_spec,
+                self.store_kind(run.block, run.run_spec.optimizer(), w, run.run_spec.upkeep),
+                w,
             )
             for w in range(config.parallel.workers)
         ]
@@ -85,8 +87,8 @@ class SerialTrainer:
             step = self.store.steps
             if step < self.budget and self.signals.received is None:
                 learner.update(self.budget - step)
-                if self.store.target_due:
-                    self.store.sync_target(self.store.steps)
+                if self.store.due:
+                    self.store.keep_up()
                 self.run_.reporter.add(learner.record())
                 learner.clear()
         steps = self.store.steps

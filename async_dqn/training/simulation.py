@@ -200,7 +200,7 @@ class SimulationTrainer(SerialTrainer):
         """One vector step was taken; see what has come due."""
         learner = self.learners[worker]
         learner.slot[STEPS] += learner.uncounted.popleft()
-        if self.store.target_due and not self.sync_is_coming:
+        if self.store.due and not self.sync_is_coming:
             self.sync_is_coming = True
             self._plan(self.clock.now + self.times.target_delay_s, TARGET, NO_WORKER)
         self._look()
@@ -230,7 +230,7 @@ class SimulationTrainer(SerialTrainer):
 
     def _publish(self, worker: int) -> None:
         self.sync_is_coming = False
-        self.store.sync_target(self.store.steps)
+        self.store.keep_up()
 
     # The evaluator
 

@@ -213,8 +213,8 @@ class Supervisor:
         if has_diverged(self.store):
             self._recover()
         self._grant()
-        if self.evaluator.retired and self.store.target_due:  # in its place
-            self.store.sync_target(self.store.steps)
+        if self.evaluator.retired and self.store.due:  # in its place
+            self.store.keep_up()
         if not self._start_due() and self.board_due and self.run_.startup_s is not None:
             self.board_due = False
             self.run_.recorder.open_board()  # takes a quarter of a second; now all are at work
@@ -264,8 +264,8 @@ class Supervisor:
             self.store.control[layout.ACKNOWLEDGED] = record["sequence"]
 
     def _grant(self) -> None:
-        """Hand out budget; none until the target network has its keeper, or that has failed."""
-        none = self.run_.run_spec.config.optimizer.target_sync_steps is None
+        """Hand out budget; none until the upkeep is in hands, or these have failed."""
+        none = self.store.upkeep.shortest is None
         begun = self._slot(self.evaluator)[layout.HEARTBEAT_NS]
         if none or begun or self.evaluator.incarnation > 0:
             self._hand_out()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from async_dqn.algorithms.rollout import Rollout, flat
 from async_dqn.algorithms.rollout_passes import LossOutput
 from async_dqn.config.fields import describe_error, one_line
 from async_dqn.envs.make import make_vector
-from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.flat_network import FlatNetwork, size_before_head
 from async_dqn.parameters.layout import (
     ENV_ERRORS,
     ENV_STEP,
@@ -26,6 +27,7 @@ from async_dqn.parameters.moments import DiscountedSums
 from async_dqn.parameters.optimizers import Optimizer
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.processes.child_side import PermanentError
+from async_dqn.replay.shifts import shift_images
 from async_dqn.workers.collector import Collector
 from async_dqn.workers.records import Statistics
 from async_dqn.workers.run_spec import NOISE, REPLAY, TRAINING, RunSpec
@@ -46,7 +48,13 @@ class Learner:
         self.run_spec, self.store, self.slot = run_spec, store, store.slot
         self.network = FlatNetwork(run_spec.learning_network())
         self.target = run_spec.target_network()
-        self.algorithm = run_spec.algorithm
+        # How many parameters the target network takes from the learner's own: none, or its torso's.
+        shares = config.optimizer.target_layers == "last"
+        self._shared = size_before_head(self.network.net) if shares else 0
+        self.actor = self.network
+        if config.optimizer.act_by_average:
+            self.actor = FlatNetwork(run_spec.learning_network(), gradient=False)
+        self.algorithm, self._horizon = run_spec.algorithm, run_spec.horizon
         self._passes = config.parallel.epochs * config.parallel.minibatches
         self.exploration = run_spec.exploration.of(index, config.parallel.envs_per_worker)
         count = config.parallel.envs_per_worker
@@ -60,7 +68,7 @@ class Learner:
         self.collector = Collector(
             self.envs,
             self.algorithm,
-            self.network.net,
+            self.actor.net,
             config.parallel.rollout_length,
             config.algorithm,
             run_spec.architecture.outputs,
@@ -85,6 +93,7 @@ class Learner:
             run_spec.generator(TRAINING, *stream),
         )
         self._sums.reset()
+        self._owed = 0.0  # draws from replay
         self.store.moments.begin()
         if self.shard is not None:
             self.shard.cut()
@@ -117,7 +126,7 @@ class Learner:
         if self.shard is not None:
             self.shard.add(rollout)
         else:
-            self._scale_rewards(rollout)
+            self._prepare(rollout, step)
             if self._passes > 1 and self.target is None:  # Q-learning: no other makes several
                 self.algorithm.fix_targets(rollout)
         for k, batch in enumerate(self._batches(rollout, step)):
@@ -132,21 +141,39 @@ class Learner:
     def _batches(self, rollout: Rollout, step: int) -> Iterator[Rollout | None]:
         """What each update learns from: the rollout, parts of it, or a draw from replay."""
         parallel = self.run_spec.config.parallel
+        if self.shard is not None:
+            draws = self._draws(rollout)
+            for k in range(max(1, draws)):  # a push is due in any case
+                yield self._sample_replay(step) if k < draws else None
+            return
         for _ in range(parallel.epochs):
-            if self.shard is not None:
-                yield self._sample_replay(step)
-            elif parallel.minibatches == 1:
+            if parallel.minibatches == 1:
                 yield rollout
             else:
                 order = self.generator.permutation(self.envs.num_envs)
                 yield from map(rollout.columns, np.array_split(order, parallel.minibatches))
 
+    def _draws(self, rollout: Rollout) -> int:
+        """How many draws from replay follow a rollout, fractions of one carried over."""
+        replay = self.run_spec.config.replay
+        if replay.samples_per_step is None:
+            return self.run_spec.config.parallel.epochs
+        steps = np.count_nonzero(rollout.weights)
+        self._owed += replay.samples_per_step * steps / (replay.batch_size * self.shard.length)
+        draws, self._owed = divmod(self._owed, 1)
+        return int(draws)
+
     def _pull(self) -> None:
         """Copy the shared networks; noisy ones draw anew, one draw per environment."""
         self.store.pull(self.network)
         self.network.net.reset_noise(self.envs.num_envs, self._noise)
+        if self.actor is not self.network:
+            self.store.average.pull(self.actor.vector)
+            self.actor.net.reset_noise(self.envs.num_envs, self._noise)
         if self.target is not None:
-            self.store.pull_target(self.target)
+            self.store.target.pull(self.target.vector)
+            if self._shared:
+                self.target.vector[: self._shared] = self.network.vector[: self._shared]
             self.target.net.reset_noise(self.envs.num_envs, self._noise)
 
     def _sample_replay(self, step: int) -> Rollout | None:
@@ -157,7 +184,10 @@ class Learner:
             return None
         progress = step / self.run_spec.config.run.steps
         beta = replay.priority_beta + (1 - replay.priority_beta) * min(1.0, progress)
-        return self._scale_rewards(self.shard.sample(self.generator, beta))
+        rollout = self.shard.sample(self.generator, beta)
+        if replay.random_shift:
+            shift_images(rollout, replay.random_shift, self.generator)
+        return self._prepare(rollout, step)
 
     def _add_moments(self, rollout: Rollout) -> None:
         moments = self.store.moments
@@ -170,10 +200,15 @@ class Learner:
             sums = self._sums.after(rollout.rewards, rollout.ends)
             moments.returns.add(sums.reshape(-1, 1))
 
-    def _scale_rewards(self, rollout: Rollout) -> Rollout:
-        """In place; replay holds them as they came, as the factor changes."""
+    def _prepare(self, rollout: Rollout, step: int) -> Rollout:
+        """Scale rewards and set the horizon, in place: replay holds them as they came."""
         if self.store.moments.scales_rewards:
             rollout.rewards *= np.float32(self.store.moments.reward_factor)
+        if self._horizon is not None:
+            lam, gamma = self._horizon.at(step)
+            rollout.discounts[rollout.discounts > 0] = gamma
+            if self.run_spec.config.algorithm.lam_start is not None:
+                self.algorithm = replace(self.algorithm, lam=lam)
         return rollout
 
     def _gradient(self, rollout: Rollout) -> LossOutput:

@@ -15,6 +15,7 @@ import torch
 
 from async_dqn.algorithms.actions import Flat, by_branches
 from async_dqn.algorithms.exploration import OwnSchedule, Schedule, schedule
+from async_dqn.algorithms.horizon import Horizon
 from async_dqn.algorithms.registry import Algorithm, build_algorithm
 from async_dqn.config.config import Config
 from async_dqn.config.cores import usable_cores
@@ -26,16 +27,17 @@ from async_dqn.networks.architecture import Architecture
 from async_dqn.networks.network import AveragedNetwork, OnDevice, QNetwork
 from async_dqn.parameters import layout
 from async_dqn.parameters.block import BlockSection, SharedBlock
-from async_dqn.parameters.flat_network import FlatNetwork
+from async_dqn.parameters.flat_network import FlatNetwork, by_parameter
 from async_dqn.parameters.optimizers import OPTIMIZERS, Optimizer
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.parameters.sync_store import SynchronousStore, round_sections
 from async_dqn.parameters.target import Average, Copy, Polyak, Target
+from async_dqn.parameters.upkeep import Resets, Upkeep
 from async_dqn.processes.child_side import ParentIdentity
 from async_dqn.replay.shard import ReplayShard, replay_bytes, segment_length
 
 # First words of the seed key: disjoint branches of the run's seed.
-TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY, GLOBAL, FRESH = range(7)
+TRAINING, SCREENING, CONFIRMATION, NOISE, REPLAY, GLOBAL, FRESH, RESETS = range(8)
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,54 @@ class RunSpec:
             return Polyak(settings.target_tau)
         return Average(settings.target_networks) if settings.target == "average" else Copy()
 
+    @property
+    def upkeep(self) -> Upkeep:
+        """What is done to the shared parameters beside gradient steps."""
+        settings = self.config.optimizer
+        resets = None
+        if settings.reset_every is not None:
+            to = self._reset_shares(), self._fresh_parameters
+            resets = Resets(settings.reset_every, self.config.run.steps, *to)
+        return Upkeep(
+            self.target_rule,
+            settings.target_sync_steps,
+            settings.average_steps,
+            settings.target_by_average,
+            settings.score_by_average,
+            resets,
+            settings.weight_decay,
+        )
+
+    def _reset_shares(self) -> torch.Tensor:
+        """How far each parameter [P] goes in a reset: those of the head all the way."""
+        net, share = self.network(), self.config.optimizer.reset_share
+        shares = {"head": 1.0, "torso": share, "cell": share}
+        vector = by_parameter(net, lambda name: shares[name.partition(".")[0]])
+        vector[: 2 * self.normalized_inputs] = 0.0  # running moments
+        return vector
+
+    def _fresh_parameters(self, number: int) -> torch.Tensor:
+        """New random parameters [P] for the reset of this number."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seeds(1, RESETS, number)[0])
+            return FlatNetwork(self.network(), gradient=False).vector
+
     def optimizer(self) -> Optimizer:
         """The update rule."""
         settings = self.config.optimizer
-        own = {"beta1": settings.beta1} if settings.optimizer == "shared-adam" else {}
-        return OPTIMIZERS[settings.optimizer](**own)
+        own = {"beta1": settings.beta1, "eps": settings.adam_eps}
+        return OPTIMIZERS[settings.optimizer](**own if settings.optimizer == "shared-adam" else {})
+
+    @property
+    def horizon(self) -> Horizon | None:
+        """How far the returns look, over time; None where that does not change."""
+        learned = self.config.algorithm
+        if learned.horizon_steps is None:
+            return None
+        first = [learned.lam_start, learned.gamma_start]
+        last = learned.lam, learned.gamma
+        pairs = [(b if a is None else a, b) for a, b in zip(first, last, strict=True)]
+        return Horizon(learned.horizon_steps, *pairs)
 
     @property
     def shared_state(self) -> bool:
@@ -159,6 +204,7 @@ class RunSpec:
             self.most_players,
             self.target_rule.networks,
             (self.normalized_inputs, int(self.config.algorithm.scale_rewards)),
+            self.config.optimizer.average_steps is not None,
         )
         if parallel.mode != "sync":
             return table
@@ -167,10 +213,10 @@ class RunSpec:
 
     def plain_store(self, block: SharedBlock, slot: int) -> ParameterStore:
         """The store of the trainer, the evaluator, or a worker that waits for no other."""
-        every = self.config.optimizer.target_sync_steps
-        if self.config.parallel.mode == "sync":  # the workers keep the target themselves
-            every = None
-        return ParameterStore(block, self.optimizer(), slot, self.target_rule, every)
+        upkeep = self.upkeep
+        if self.config.parallel.mode == "sync":  # worker 0 has it
+            upkeep = upkeep.of_another()
+        return ParameterStore(block, self.optimizer(), slot, upkeep)
 
     def alone(self) -> tuple[ParameterStore, FlatNetwork]:
         """A new network, and a store with it on a block of its own, to try a learner with."""
@@ -179,7 +225,7 @@ class RunSpec:
         block["multipliers"][:] = 1.0
         store = self.plain_store(block, 0)
         store.theta.copy_(network.vector)
-        store.sync_target(0)
+        store.begin(0)
         return store, network
 
     def store(self, block: SharedBlock, worker: int) -> ParameterStore:
@@ -191,9 +237,8 @@ class RunSpec:
             block,
             self.optimizer(),
             worker,
-            self.config.optimizer.target_sync_steps,
             None if parallel.sync_average == "gradients" else parallel.sync_every,
-            self.target_rule,
+            self.upkeep,
         )
 
     @property
