@@ -122,7 +122,8 @@ def evaluate(argv: Sequence[str]) -> int:
     agent = AsyncDQN.load(given["run"], import_modules=given["import"], which=given["load"])
     mean, std = agent.evaluate(episodes=episodes, seed=seed)
     score = f"mean return {mean:.2f}, standard deviation {std:.2f}, {episodes} episodes"
-    _say(f"{score}, {agent.playing}")
+    rules = agent.config.environment.protocol
+    _say(", ".join([score, agent.playing, *([rules] if rules else [])]))
     return 0
 
 

@@ -29,12 +29,13 @@ def write_run(
     env: str = "CartPole-v1",
     seed: int = 0,
     goal: float | None = 475.0,
+    rules: dict | None = None,
     **settings,
 ) -> Path:
     """A run folder with these evaluations; the last one is that of the end."""
     folder.mkdir(parents=True)
     sections = {
-        "environment": {"env": env},
+        "environment": {"env": env, **(rules or {})},
         "algorithm": {"algorithm": "n-step-q", "double": settings.pop("double", False)},
         "parallel": {"mode": "async", "workers": 2} | settings,
         "evaluation": {"stop_at_return": goal, "eval_episodes": 100},
@@ -304,3 +305,30 @@ def test_numbers_for_people():
 def test_run_names_are_plain_folder_names():
     assert run_name("dqn:--lam 0.8", 3) == "dqn-lam-0.8-s3"
     assert run_name("../../x", 0) == "x-s0"
+
+
+def test_scores_of_different_atari_protocols_are_never_in_one_table(tmp_path):
+    points, sticky = [(1000, 2.0, 2.0, 10, -3.0)], {"repeat_action_probability": 0.0}
+    machado = {"env_arg": {"full_action_space": True}, "life_loss_ends": False}
+    runs = {"ours": {"env_arg": sticky}, "v5": {}, "machado": machado}
+    for name, rules in runs.items():
+        write_run(tmp_path / name, points, env="ALE/Pong-v5", rules=rules, goal=None)
+    write_run(tmp_path / "again", points, env="ALE/Pong-v5", rules={"env_arg": sticky}, goal=None)
+    comparisons, _, _ = collect([tmp_path])
+    assert {c.env: len(c.runs) for c in comparisons} == {
+        "ALE/Pong-v5, no sticky actions, the game's own actions, a lost life ends returns": 2,
+        "ALE/Pong-v5, sticky actions 0.25, the game's own actions, a lost life ends returns": 1,
+        "ALE/Pong-v5, sticky actions 0.25, all 18 actions, lives not seen": 1,
+    }
+    assert cli.main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("## ALE/Pong-v5, ") == 3
+
+
+def test_a_run_says_of_which_protocol_its_score_is(tmp_path):
+    words = ["--env", "ALE/Pong-v5", "--steps", "600", "--mode", "serial", "--workers", "1"]
+    words += ["--eval-episodes", "1", "--max-episode-steps", "20", "--run-name", "a"]
+    assert cli.main([*words, "--runs-dir", str(tmp_path), "--quiet"]) == 0
+    result = json.loads((tmp_path / "ALE-Pong-v5" / "a" / "result.json").read_text())
+    expected = "no sticky actions, the game's own actions, a lost life ends returns"
+    assert result["protocol"] == expected

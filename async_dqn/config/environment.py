@@ -1,5 +1,6 @@
 """The settings of what the agent acts in: which environment, and what is made of its spaces."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,3 +80,26 @@ class EnvironmentConfig(SettingsSection):
     )
     clip_rewards: bool = setting(True, "Atari: learn from the sign of rewards", choices=ON_OFF)
     life_loss_ends: bool = setting(True, "Atari: a lost life ends the return", choices=ON_OFF)
+
+    @property
+    def protocol(self) -> str:
+        """See `protocol`."""
+        return protocol(self.env, self.env_arg, self.life_loss_ends)
+
+
+def protocol(env: str, env_arg: Mapping[str, Any], life_loss_ends: bool) -> str:
+    """In words by which rules scores of an Atari game come about; "" for other environments.
+
+    Scores of different rules do not compare (Machado et al. 2018, who propose sticky actions of
+    0.25, all 18 actions, and lives that are not seen).
+    """
+    if not env.startswith("ALE/"):
+        return ""
+    sticky = env_arg.get("repeat_action_probability", 0.25)  # that of the ids ALE/...-v5
+    words = [f"sticky actions {sticky:g}" if sticky else "no sticky actions"]
+    words.append("all 18 actions" if env_arg.get("full_action_space") else "the game's own actions")
+    words.append("a lost life ends returns" if life_loss_ends else "lives not seen")
+    for name in ("frameskip", "mode", "difficulty"):
+        if name in env_arg:
+            words.append(f"{name} {env_arg[name]}")
+    return ", ".join(words)

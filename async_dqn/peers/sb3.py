@@ -78,7 +78,7 @@ class FrozenModel:
     Nothing needs to be copied, as training waits while the network is scored.
     """
 
-    theta = vector = None
+    vector = None
 
     def __init__(self, model: DQN) -> None:
         self.model, self.sequence = model, 0
@@ -97,7 +97,7 @@ class FrozenModel:
         """Steps taken."""
         return self.model.num_timesteps
 
-    def publish(self, vector: None, step: int) -> bool:
+    def publish_snapshot(self) -> bool:
         """Whether the network is finite, and so worth scoring."""
         finite = all(part.isfinite().all() for part in self.model.q_net.state_dict().values())
         self.sequence += finite

@@ -36,7 +36,10 @@ NO_METHOD = {"run", "evaluation", "whole"}
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs on one environment, by method, in the order of the plan or of the alphabet."""
+    """All runs on one environment, by method, in the order of the plan or of the alphabet.
+
+    `env` says by which rules its scores come about, if these differ (`RunResult.task`).
+    """
 
     env: str
     methods: Mapping[str, Sequence[RunResult]]
@@ -79,6 +82,8 @@ def collect(
 def _apply_plan(folder: Path, plan: dict, runs: dict[Path, RunResult], add: bool) -> None:
     """Names and failures as `compare` knows them; with `add`, also runs that left no folder."""
     env, threshold = str(plan["plan"].get("env")), number(plan["plan"].get("stop_at_return"))
+    played = next((run.settings for path, run in runs.items() if folder in path.parents), {})
+    rules = {name: value for name, value in played.items() if name.startswith("environment.")}
     for label in plan["methods"]:
         for seed in plan["seeds"]:
             name = run_name(label, seed)
@@ -90,7 +95,7 @@ def _apply_plan(folder: Path, plan: dict, runs: dict[Path, RunResult], add: bool
                 continue
             else:
                 curve = dict.fromkeys(COLUMNS, np.zeros(0))
-                settings = {"evaluation.stop_at_return": threshold}
+                settings = rules | {"evaluation.stop_at_return": threshold}
                 run = RunResult(env, label, seed, FAILED, curve, settings)
             if cause is not None:
                 run = dataclasses.replace(run, status=FAILED, cause=str(cause))
@@ -102,8 +107,8 @@ def _by_environment(
 ) -> list[Comparison]:
     planned = [label for plan in plans.values() for label in plan["methods"]]
     comparisons = []
-    for env in sorted({run.env for run in runs}):
-        here = sorted((run for run in runs if run.env == env), key=attrgetter("seed"))
+    for env in sorted({run.task for run in runs}):
+        here = sorted((run for run in runs if run.task == env), key=attrgetter("seed"))
         methods: dict[str, list[RunResult]] = {label: [] for label in planned}
         for label in sorted({run.label for run in here}):
             for run in _split_by_settings([run for run in here if run.label == label]):

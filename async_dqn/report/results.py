@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from async_dqn.config.config import UserError
+from async_dqn.config.environment import protocol
 
 PLAN = "compare.json"
 CLOCKS = ("step", "wall_s", "cpu_s")
@@ -48,6 +49,9 @@ def quantity(value: float | None) -> str:
     return f"{value:.4g}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+OF_PROTOCOL = ("env_arg", "life_loss_ends")
+
+
 @dataclass(frozen=True)
 class RunResult:
     """One run. `curve` has an array [evaluations] for each of COLUMNS, in the order of steps;
@@ -66,6 +70,14 @@ class RunResult:
     git_revision: str | None = None
     peer: str | None = None  # the other library's program that made it
     cause: str = ""
+
+    @property
+    def task(self) -> str:
+        """The environment, and by which rules its scores come about where these differ."""
+        words = {name: self.settings.get(f"environment.{name}") for name in OF_PROTOCOL}
+        env_arg = words["env_arg"] if isinstance(words["env_arg"], dict) else {}
+        rules = protocol(self.env, env_arg, words["life_loss_ends"] is not False)
+        return f"{self.env}, {rules}" if rules else self.env
 
     @property
     def threshold(self) -> float | None:

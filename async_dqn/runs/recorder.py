@@ -31,7 +31,7 @@ from async_dqn.workers.records import Evaluation
 RESULT_KEYS = (
     *("status", "steps", "frames", "wall_s", "startup_s", "cpu_s", "updates"),
     *("final_mean", "best_mean", "fresh_mean", "restarts"),
-    *("seconds_to_threshold", "steps_to_threshold", "env_errors", "retired_workers"),
+    *("seconds_to_threshold", "steps_to_threshold", "env_errors", "retired_workers", "protocol"),
 )
 HPARAMS = ("environment.env", "algorithm.algorithm", "parallel.workers", "run.seed")
 NO_HPARAMS = ("run.runs_dir", "run.run_name", "run.resume", "run.quiet")

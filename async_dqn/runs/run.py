@@ -346,6 +346,7 @@ class Run:
             "restarts": self.restarts,
             "seconds_to_threshold": seconds,
             "steps_to_threshold": step,
+            "protocol": self.run_spec.config.environment.protocol or None,
             "env_errors": self.store.total(ENV_ERRORS),
             "retired_workers": self.retired,
         }

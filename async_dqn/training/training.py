@@ -267,6 +267,8 @@ def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str], reasons:
         _say("actions", f"{_components(branches)}, one head each")
     elif info.actions is not None:
         _say("actions", f"{info.num_actions}, each one of {info.actions}")
+    if config.environment.protocol:
+        _say("protocol", *config.environment.protocol.split(", "))
     limit = info.max_episode_steps
     if run_spec.spec.max_episode_steps is None and limit == DEFAULT_MAX_EPISODE_STEPS:
         _say("episodes", f"cut after {limit:,} steps", "in scores too; or --max-episode-steps N")
