@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import gymnasium
 import numpy as np
@@ -26,25 +26,34 @@ from async_dqn.config.extension import OPEN, bring, find
 from async_dqn.config.fields import either
 from async_dqn.config.presets import resolve
 from async_dqn.envs import make
-from async_dqn.envs.actions import own_actions
 from async_dqn.envs.masks import SOURCES
 from async_dqn.envs.rows import row_writer
 from async_dqn.envs.spaces import MASK, split_batch
-from async_dqn.envs.spec import EnvInfo, EnvSpec
+from async_dqn.envs.spec import EnvSpec
 from async_dqn.evaluation.crew import Crew
 from async_dqn.evaluation.episodes import EpisodeRunner
 from async_dqn.networks import architecture
-from async_dqn.networks.network import State
+from async_dqn.networks.network import QOutput, State
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
 from async_dqn.runs import checkpoint
 from async_dqn.runs.reporter import Callback
 from async_dqn.runs.resume import played_parameters, stored_config
 from async_dqn.runs.run import Run
 from async_dqn.training import training
-from async_dqn.training.look import looked_at
+from async_dqn.training.look import looked_at, own_interface
 from async_dqn.workers.run_spec import CONFIRMATION, RunSpec, as_found
 
 Env = str | Callable[..., gymnasium.Env]
+
+
+class Decision(NamedTuple):
+    """A greedy choice: the environment's own action, its number among the Q-values, these [A]
+    (illegal actions have -inf), and the state of a recurrent agent."""
+
+    action: Any
+    number: int
+    q_values: NDArray[np.float32]
+    state: State | None
 
 
 class AsyncDQN:
@@ -163,18 +172,26 @@ class AsyncDQN:
         second value is the state of a recurrent agent, to be given with the next observation of
         the episode; else None.
         """
-        self._refresh()
-        batch, single = self._batch(observation, mask)
-        with torch.inference_mode():
-            output, state = self.network.net(torch.from_numpy(batch), state)
-        strength = np.full(len(batch), epsilon, np.float32)
-        actions = self.run_spec.actions.best(output.q_values.numpy())
+        output, state, single = self._outputs(observation, mask, state)
+        q_values = output.q_values.numpy()
+        actions = self.run_spec.actions.best(q_values)
         if not deterministic:
+            strength = np.full(len(q_values), epsilon, np.float32)
             actions, _ = self._algorithm.act(output, strength, self._generator)
         own = self._own_actions(actions)
         if single:
             own = int(own[0]) if self.run_spec.info.actions is None else own[0]
         return own, state
+
+    def decide(self, observation: Any, state: State | None = None, mask: Any = None) -> Decision:
+        """The greedy action for one observation, and the Q-values it follows from.
+
+        Arguments as of `predict`.
+        """
+        output, state, _ = self._outputs(observation, mask, state)
+        q_values = output.q_values.numpy()
+        number = self.run_spec.actions.best(q_values)
+        return Decision(self._own_actions(number)[0], int(number[0]), _plain(q_values)[0], state)
 
     def q_values(self, observations: Any, mask: Any = None) -> NDArray[np.float32]:
         """Q-values float32 [N, A] of a batch of observations (or [1, A] of a single one).
@@ -183,11 +200,16 @@ class AsyncDQN:
         component of actions (`branching`) theirs side by side, the value of an action being the
         mean over its components. Of a recurrent agent: at the start of an episode.
         """
+        return _plain(self._outputs(observations, mask)[0].q_values.numpy())
+
+    def _outputs(
+        self, observations: Any, mask: Any, state: State | None = None
+    ) -> tuple[QOutput, State | None, bool]:
+        """What the network makes of them, its next state, and whether it was a single one."""
         self._refresh()
+        batch, single = self._batch(observations, mask)
         with torch.inference_mode():
-            output, _ = self.network.net(torch.from_numpy(self._batch(observations, mask)[0]))
-        q_values = output.q_values.numpy()
-        return np.where(q_values <= ILLEGAL, np.float32(-np.inf), q_values)
+            return *self.network.net(torch.from_numpy(batch), state), single
 
     @as_found()
     def evaluate(self, episodes: int = 100, seed: int | None = None) -> tuple[float, float]:
@@ -288,7 +310,7 @@ class AsyncDQN:
         self.run_spec = RunSpec(
             self.config, spec, info, architecture.choose(self.config, info), own
         )
-        self._space, self._own_actions = _interface(self.run_spec.spec, info)
+        self._space, self._own_actions = own_interface(self.run_spec.spec, info)
         self._algorithm = self.run_spec.algorithm
         self._generator = np.random.default_rng()
 
@@ -367,15 +389,6 @@ def _as_one(callback: Callback | Sequence[Callback] | None) -> Callback | None:
     return called
 
 
-def _interface(
-    spec: EnvSpec, info: EnvInfo
-) -> tuple[gymnasium.Space, Callable[[NDArray[np.int64]], NDArray]]:
-    """The environment's own observation space, and what gives its actions [N, ...] by number."""
-    if spec.is_atari:
-        images = gymnasium.spaces.Box(0, 255, info.observation_shape, np.uint8)
-        return images, lambda numbers: numbers
-    env, _ = make.make_env(spec)
-    try:
-        return env.observation_space, own_actions(env)
-    finally:
-        env.close()
+def _plain(q_values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """With -inf for illegal actions."""
+    return np.where(q_values <= ILLEGAL, np.float32(-np.inf), q_values)

@@ -1,4 +1,4 @@
-"""The command line: `async-dqn [train|evaluate|list|bench|compare|report|completion] ...`.
+"""The command line: `async-dqn [train|evaluate|watch|list|bench|compare|report|completion] ...`.
 
 Nothing heavy is imported before the arguments are known to be good: `--help` and mistakes
 answer at once, and training starts its fork server before it imports torch itself.
@@ -212,5 +212,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int] | str] = {  # or where to imp
     "bench": "async_dqn.bench:run",
     "compare": "async_dqn.compare.command:compare",
     "report": "async_dqn.report.command:report",
+    "watch": "async_dqn.watch.command:watch",
     "completion": completion,
 }

@@ -21,7 +21,7 @@ FLOORS = (
     "training report",
     "compare api",
     "peers",
-    "bench",
+    "bench watch",
     "cli",
     "__main__",
 )

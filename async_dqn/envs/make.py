@@ -153,14 +153,18 @@ def layout_of(spec: EnvSpec, space: spaces.Space) -> ObservationLayout:
 def make_to_watch(spec: EnvSpec, render_mode: str | None) -> gymnasium.Env:
     """One environment as agents see it in evaluations, with its own actions and its limit.
 
-    Atari is rendered ("rgb_array") as it is seen: the newest of the frames, grey and small.
+    Atari is rendered ("rgb_array") as it looks, not as it is seen.
     """
     if spec.is_atari:
         if render_mode not in (None, "rgb_array"):
             raise UserError(f"Atari is rendered as rgb_array only (got {render_mode!r})")
-        game = _make_atari(spec, 1, training=False).vector.envs[0]
-        game.render_mode = render_mode
-        return game
+        vector = _atari_vector(spec, 1, training=False)[0]()
+        twin = None
+        if render_mode is not None:
+            looks = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
+            colours = dataclasses.replace(spec, kwargs=spec.kwargs | looks)
+            twin = _atari_vector(colours, 1, training=False)[0]()
+        return SingleGame(vector, twin)
     shown = {} if render_mode is None else {"render_mode": render_mode}
     spec = spec.in_evaluation
     env, limit = make_single(dataclasses.replace(spec, kwargs=spec.kwargs | shown))
@@ -248,7 +252,10 @@ def _make_pool(spec: EnvSpec, num_envs: int) -> EnvBatch:
     return EnvBatch(vector, model.info, make)
 
 
-def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
+def _atari_vector(
+    spec: EnvSpec, num_envs: int, training: bool
+) -> tuple[Callable[[], gymnasium.vector.VectorEnv], int, int]:
+    """What makes ale-py's vector environment; frames a step, and steps until it is cut."""
     for name in ATARI_OURS:
         if name in spec.kwargs:
             raise UserError(f"--env-arg {name} is set by async_dqn for Atari; drop it")
@@ -259,7 +266,7 @@ def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
         kwargs["max_num_frames_per_episode"] = limit * frames
         make = partial(
             importlib.import_module("ale_py.vector_env").AtariVectorEnv,
-            num_envs=num_envs if training else 1,
+            num_envs=num_envs,
             # Not episodic_life: that starts a new game at a lost life.
             life_loss_info=training and spec.life_loss_ends,
             episodic_life=False,
@@ -267,6 +274,12 @@ def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
             autoreset_mode=AutoresetMode.SAME_STEP if training else AutoresetMode.NEXT_STEP,
             **kwargs,
         )
+    return make, frames, limit
+
+
+def _make_atari(spec: EnvSpec, num_envs: int, training: bool) -> EnvBatch:
+    make, frames, limit = _atari_vector(spec, num_envs if training else 1, training)
+    with creation_errors(spec):
         vector = make()
     layout = observation_layout(vector.single_observation_space)
     info = _describe(layout, num_actions(vector.single_action_space, spec.name), frames, limit)

@@ -12,15 +12,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import cloudpickle
+import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
 from async_dqn.config.config import Config
 from async_dqn.config.defaults import by_environment
 from async_dqn.envs import make
+from async_dqn.envs.actions import own_actions
 from async_dqn.envs.batch import EnvBatch
 from async_dqn.envs.make import EnvInfo, EnvSpec
 from async_dqn.envs.masks import legal_actions
@@ -113,3 +116,17 @@ def play(batch: EnvBatch) -> Look:
         played += steps
     alike = len(rewards) == 1 and (rewards == {0.0} or not ended)
     return Look(min(seconds), alike and played >= LEAST_STEPS)
+
+
+def own_interface(
+    spec: EnvSpec, info: EnvInfo
+) -> tuple[gymnasium.Space, Callable[[NDArray[np.int64]], NDArray]]:
+    """The environment's own observation space, and what gives its actions [N, ...] by number."""
+    if spec.is_atari:
+        images = gymnasium.spaces.Box(0, 255, info.observation_shape, np.uint8)
+        return images, lambda numbers: numbers
+    env, _ = make.make_env(spec)
+    try:
+        return env.observation_space, own_actions(env)
+    finally:
+        env.close()

@@ -1,0 +1,1 @@
+"""Agents at play, to look at: in a window, or as a film."""
