@@ -16,7 +16,7 @@ from async_dqn.watch.film import Show, check_file, film, prepare_drawing, window
 from async_dqn.watch.play import Stage
 
 LOOK_S = 1.0  # between two looks for a new best checkpoint
-LONGEST = 10_000  # steps of an episode that are shown
+LONGEST, LONGEST_GIF = 10_000, 1_000  # steps of an episode that are shown; a GIF is kept in memory
 
 
 def watch(argv: Sequence[str]) -> int:
@@ -26,10 +26,11 @@ def watch(argv: Sequence[str]) -> int:
     """
     parser = Parser(prog="async-dqn watch", description=watch.__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder or checkpoint folder")
+    shown = f"{LONGEST:,}, of a GIF {LONGEST_GIF:,}"
     parser.add_argument("--out", metavar="FILE", help="write a .gif or .mp4; no display is needed")
     parser.add_argument("--follow", action="store_true", help="go on with each new best checkpoint")
     parser.add_argument("--episodes", metavar="N", help="(default: 1 of a film, else no end)")
-    parser.add_argument("--steps", metavar="N", help=f"of each at most (default: {LONGEST})")
+    parser.add_argument("--steps", metavar="N", help=f"of each at most (default: {shown})")
     parser.add_argument("--fps", metavar="N", help="(default: the environment's)")
     parser.add_argument("--seed", metavar="N", help="of the first episode (default: 0)")
     which = "of a run folder (default: best)"
@@ -100,11 +101,14 @@ class Viewer:
     def _play(self, stage: Stage, show: Show, episodes: int) -> None:
         checkpoints = self.run_folder / "checkpoints"
         best = marked(checkpoints, "best")
+        is_gif = self.out is not None and self.out.suffix.lower() == ".gif"
+        most = self.counts.get("steps", LONGEST_GIF if is_gif else LONGEST)
         for number in range(episodes):
-            for shot in stage.episode(self.seed + number, self.counts.get("steps", LONGEST)):
+            for shot in stage.episode(self.seed + number, most):
                 show(shot.picture)
                 if shot.last:
-                    steps = f"{shot.step:,} steps"
-                    print_line(f"episode {number + 1}: return {shot.score:g}, {steps}")
+                    rest = "" if shot.ended else ", not shown to its end"
+                    words = f"return {shot.score:g}, {shot.step:,} steps{rest}"
+                    print_line(f"episode {number + 1}: {words}")
             if self.follows and marked(checkpoints, "best") != best:
                 return

@@ -46,26 +46,45 @@ def film(path: Path, fps: int) -> Iterator[Show]:
 
 
 class _Gif:
-    """Collects pictures, each with a palette of its own."""
+    """Collects pictures with one exact palette, as long as 256 colours do for all of them.
+
+    Then only what changes from picture to picture is stored. Those with further colours get an
+    approximate palette of their own.
+    """
 
     def __init__(self, path: Path, fps: int):
         self._path, self._fps = path, fps
+        self._colours: dict[int, int] = {}  # 0xRRGGBB: its number
         self._pictures: list[Image.Image] = []
 
     def append_data(self, picture: NDArray[np.uint8]) -> None:
         """One more."""
-        image = Image.fromarray(picture)
-        self._pictures.append(image.quantize(256, dither=Image.Dither.NONE))
+        red, green, blue = np.moveaxis(picture.astype(np.uint32), 2, 0)
+        found, places = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
+        further = [colour for colour in found.tolist() if colour not in self._colours]
+        if len(self._colours) + len(further) > 256:
+            image = Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE)
+        else:
+            for colour in further:
+                self._colours[colour] = len(self._colours)
+            numbers = np.array([self._colours[colour] for colour in found.tolist()], np.uint8)
+            image = Image.fromarray(numbers[places].reshape(picture.shape[:2]), mode="P")
+            image.info["exact"] = True
+        self._pictures.append(image)
 
     def close(self) -> None:
         """Write the file, once."""
         pictures, self._pictures = self._pictures, []
-        if pictures:
-            ticks = max(2, round(100 / self._fps))
-            options = {"duration": GIF_TICK_MS * ticks, "loop": 0, "optimize": False}
-            pictures[0].save(
-                self._path, "GIF", save_all=True, append_images=pictures[1:], **options
-            )
+        if not pictures:
+            return
+        palette = [part for colour in self._colours for part in colour.to_bytes(3, "big")]
+        for picture in pictures:
+            if picture.info.pop("exact", False):
+                picture.putpalette(palette)
+        ticks = max(2, round(100 / self._fps))
+        options = {"duration": GIF_TICK_MS * ticks, "loop": 0, "optimize": False}
+        options |= {"save_all": True, "append_images": pictures[1:]}
+        pictures[0].save(self._path, "GIF", **options)
 
 
 def _mp4(path: Path, fps: int):

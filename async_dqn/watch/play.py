@@ -43,7 +43,7 @@ class Stage:
         for step in range(most + 1):
             choice = self.agent.decide(observation, state, self._mask(info))
             picture = self.panel.draw(self._frame(), choice, step, score)
-            yield Shot(picture, score, step, ended or step == most)
+            yield Shot(picture, score, step, ended or step == most, ended)
             if ended or step == most:
                 return
             state = choice.state
@@ -71,12 +71,14 @@ class Stage:
 
 
 class Shot(NamedTuple):
-    """One picture [H, W, 3] of an episode, its return so far, its step, whether it is the last."""
+    """One picture [H, W, 3] of an episode, its return so far, its step, whether it is the last
+    one that is shown, and whether the episode ended there."""
 
     picture: NDArray[np.uint8]
     score: float
     step: int
     last: bool
+    ended: bool
 
 
 def _draws_nothing(name: str, reason: str) -> UserError:
