@@ -1,4 +1,4 @@
-"""The command line: `async-dqn [train|evaluate|watch|list|bench|compare|report|completion] ...`.
+"""The command line: `async-dqn [train|evaluate|watch|list|...] ...`, see `COMMANDS`.
 
 Nothing heavy is imported before the arguments are known to be good: `--help` and mistakes
 answer at once, and training starts its fork server before it imports torch itself.
@@ -213,5 +213,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int] | str] = {  # or where to imp
     "compare": "async_dqn.compare.command:compare",
     "report": "async_dqn.report.command:report",
     "watch": "async_dqn.watch.command:watch",
+    "doctor": "async_dqn.doctor.command:doctor",
     "completion": completion,
 }

@@ -21,7 +21,7 @@ FLOORS = (
     "training report",
     "compare api",
     "peers",
-    "bench watch",
+    "bench watch doctor",
     "cli",
     "__main__",
 )

@@ -46,6 +46,12 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None)
         return 130
 
 
+TRAIN = (
+    "Train a Q-network with asynchronous workers. Without options: CartPole-v1 on all usable "
+    "cores. Others: evaluate, watch, doctor, list, bench, compare, report, completion."
+)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, raised as UserError."""
 
@@ -74,13 +80,12 @@ class Parser(argparse.ArgumentParser):
         return vars(given)
 
 
-def train_parser() -> Parser:
-    """Options of `train`, one group per section of the configuration."""
+def train_parser(command: str = "[train]", about: str | None = TRAIN) -> Parser:
+    """Options of `train`, which others take too, one group per section of the configuration."""
     parser = Parser(
         prog="async-dqn train",
-        usage="async-dqn [train] [options]",
-        description="Train a Q-network with asynchronous workers. Without options: CartPole-v1 "
-        "on all usable cores. Others: evaluate, list, bench, compare, report, completion.",
+        usage=f"async-dqn {command} [options]",
+        description=about,
         epilog="The defaults shown hold where no preset does; see `list presets`.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
@@ -127,11 +132,11 @@ def _metavar(about: Setting) -> str:
     return f"{metavar}|auto" if about.name in FOLLOWING else metavar
 
 
-def parse_train(argv: Sequence[str]) -> dict[str, Any]:
+def parse_train(argv: Sequence[str], *command: str | None) -> dict[str, Any]:
     """Settings by name as given in `argv`, checked; also `config`, `preset`, `version` and
     `print_config` when given. `workers`, and what follows from them, may be AUTO. Raises UserError;
     `--help` raises SystemExit."""
-    texts = train_parser().parse(argv)
+    texts = train_parser(*command).parse(argv)
     auto = {n: AUTO for n in ("workers", *FOLLOWING) if texts.get(n) == AUTO}
     return auto | {
         name: parse_value(SETTINGS[name], text) if name in SETTINGS else text

@@ -159,10 +159,15 @@ def check_memory(needed: int) -> None:
         )
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def free_room(folder: Path) -> int:
+    """Bytes free on the disk where `folder` is, or will be."""
     place = Path(os.path.abspath(folder))
     there = next(path for path in (place, *place.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    return shutil.disk_usage(there).free
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = free_room(folder)
     if needed > free:
         raise UserError(
             f"{folder} has {_mb(free)} free, needs {_mb(needed)}; make room or choose another "

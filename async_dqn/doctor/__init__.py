@@ -1,0 +1,1 @@
+"""What to know of a machine and of an environment before training."""
