@@ -19,6 +19,7 @@ REPLAY = {"replay": "uniform"}
 SIMULATED = {"mode": "serial", "simulate_workers": 4}
 NORMALIZED = {"normalize_observations": True}
 Q_LAMBDA, AVERAGE = {"algorithm": "q-lambda"}, {"average_steps": 100}
+FROZEN = {"freeze": "torso", "init_from": "a"}
 STAGES = {"model_parallel": True, "mode": "sync", "workers": 2}
 
 # Row of RULES: settings that are refused, each beside a neighbour that is not.
@@ -122,8 +123,12 @@ REFUSED = [
     (42, {**AVERAGE, "act_by_average": True, "recurrent": True}, {"recurrent": True}),
     (43, {"target_layers": "last", "target_sync_steps": None}, {"target_layers": "last"}),
     (43, {"target_layers": "last", "target": "average"}, {"target": "average"}),
-    (44, {**STAGES, "reset_every": 1000}, {"reset_every": 1000}),
-    (44, {**STAGES, "target_layers": "last"}, {"target_layers": "last"}),
+    (44, {"freeze": "torso"}, FROZEN),
+    (45, {**FROZEN, "weight_decay": 0.1}, {"init_from": "a", "weight_decay": 0.1}),
+    (45, {**FROZEN, "reset_every": 1000}, {"init_from": "a", "reset_every": 1000}),
+    (46, {**STAGES, "reset_every": 1000}, {"reset_every": 1000}),
+    (46, {**STAGES, "target_layers": "last"}, {"target_layers": "last"}),
+    (46, {**STAGES, **FROZEN}, {**STAGES, "init_from": "a"}),
 ]
 
 

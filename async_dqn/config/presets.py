@@ -153,6 +153,8 @@ def _check_combination(config: Config, given: Mapping[str, Any], chosen: Mapping
     values = config.by_name()
     is_open = resume is not None or config.environment.defaults != "fixed"
     check_acts(given, values, known=chosen.keys() if is_open else values.keys())
+    if resume is not None and "init_from" in given:
+        raise UserError("--init-from begins a new run, --resume goes on with one; drop one")
     if resume not in (None, "auto") and config.run.run_name is not None:
         raise UserError(
             "--run-name cannot go with --resume, a resumed run keeps its name; drop --run-name"

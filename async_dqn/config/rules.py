@@ -40,7 +40,9 @@ def _by_average(config: Config) -> bool:
 
 def _resets(config: Config) -> bool:
     """Whether parts of the network are treated otherwise than others."""
-    return config.optimizer.reset_every is not None or config.optimizer.target_layers == "last"
+    settings = config.optimizer
+    parted = settings.target_layers == "last" or settings.freeze != "none"
+    return parted or settings.reset_every is not None
 
 
 RULES = (
@@ -272,9 +274,20 @@ RULES = (
         "none or --target average",
     ),
     Rule(
+        lambda c: c.optimizer.freeze != "none" and c.run.init_from is None and c.run.resume is None,
+        "--freeze keeps parameters of another run; add --init-from RUN or drop it",
+    ),
+    Rule(
+        lambda c: (
+            c.optimizer.freeze != "none"
+            and (c.optimizer.weight_decay > 0 or c.optimizer.reset_every is not None)
+        ),
+        "--freeze keeps what --weight-decay and --reset-every would change; drop one",
+    ),
+    Rule(
         lambda c: c.parallel.model_parallel and (c.optimizer.act_by_average or _resets(c)),
-        "--model-parallel has a learner in two parts; drop --act-by-average, --target-layers last "
-        "and --reset-every",
+        "--model-parallel has a learner in two parts; drop --act-by-average, --target-layers "
+        "last, --freeze and --reset-every",
     ),
 )
 

@@ -269,6 +269,11 @@ class OptimizerConfig(SettingsSection):
     )
     act_by_average: bool = setting(False, "workers act by that average")
     target_by_average: bool = setting(False, "the target network is made of that average")
+    freeze: str = setting(
+        "none",
+        "parameters that stay as they were at the beginning",
+        choices={"none": "", "torso": "all but those of the head"},
+    )
     reset_every: int | None = setting(
         None,
         "interval between resets: the head begins anew, what is before it is drawn towards new "
@@ -348,6 +353,11 @@ class RunConfig(SettingsSection):
         None,
         "run folder or checkpoint to go on from; auto: the run of --run-name, or the newest of "
         "this environment, algorithm and seed; a new one where there is none",
+    )
+    init_from: str | None = setting(
+        None,
+        "run folder (its best checkpoint) or checkpoint whose parameters a new run begins with, as "
+        "far as they fit",
     )
     checkpoint_every: int = setting(
         100_000, "interval between checkpoints", unit="global steps", within=COUNT

@@ -50,9 +50,9 @@ class Normalize(nn.Module):
         self.factor = nn.Parameter(torch.ones(*shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean, factor = self._parameters.values()
-        apart = (x - mean.detach()).mul_(factor.detach())  # images are large: no further copies
-        return apart.clamp_(-self.LIMIT, self.LIMIT)
+        mean, factor = (part.detach() for part in self._parameters.values())
+        # Images are large: one pass for both, and no further copies.
+        return torch.addcmul(-mean * factor, x, factor).clamp_(-self.LIMIT, self.LIMIT)
 
     __call__ = forward
 

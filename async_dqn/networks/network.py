@@ -134,7 +134,8 @@ class QNetwork(nn.Module):
     def _scaled(self, obs: torch.Tensor) -> torch.Tensor:
         if self.bfloat16 and obs.dtype == torch.uint8:
             # Holds every byte exactly, in half the memory of float32.
-            return obs.bfloat16().mul_(self.scale)
+            planes = obs.bfloat16()
+            return planes if self.scale == 1.0 else planes.mul_(self.scale)
         # One pass: multiplying bytes by a float also converts them.
         return obs.float() if self.scale == 1.0 else obs * self.scale
 

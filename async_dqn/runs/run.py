@@ -35,6 +35,7 @@ from async_dqn.runs.folder import RunFolder, cap_logs
 from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.reporter import Callback, Reporter
 from async_dqn.runs.resume import stored_config
+from async_dqn.runs.transfer import Transfer
 from async_dqn.runs.versions import versions
 from async_dqn.workers.records import Evaluation
 from async_dqn.workers.run_spec import RunSpec
@@ -57,6 +58,7 @@ class Run:
         recorder: Recorder,
         checkpoint: Checkpoint | None = None,
         callback: Callback | None = None,
+        transfer: Transfer | None = None,
     ):
         torch.manual_seed(run_spec.config.run.seed)
         self.run_spec, self.folder, self.recorder = run_spec, folder, recorder
@@ -86,6 +88,8 @@ class Run:
         self.stored_replay = {} if checkpoint is None else checkpoint.tensors.get("replay", {})
         self.replay_arrays: Callable[[], dict[str, np.ndarray]] | None = None
         if checkpoint is None:
+            if transfer is not None:
+                transfer.fill(self.network, self.store.moments.inputs)
             self.store.theta.copy_(self.network.vector)
             self.store.begin(0)
         else:

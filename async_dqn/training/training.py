@@ -95,15 +95,19 @@ def train(
     _check_replay(config)
     run_spec = _run_spec(config, spec, info, own, origin)
     from async_dqn.runs.run import Run  # torch: late, as it is slow
+    from async_dqn.runs.transfer import transfer_of
 
+    transfer = transfer_of(run_spec) if origin is None else None
     folder = _folder(config, spec, origin)
     with (
         folder,
         contextlib.closing(_recorder(folder, config, info, origin, in_own_process)) as recorder,
     ):
         _announce(run_spec, folder, notes, reasons)
+        if transfer is not None and not config.run.quiet:
+            _say("begins with", *transfer.words)
         try:
-            run = Run(run_spec, folder, recorder, origin, callback)
+            run = Run(run_spec, folder, recorder, origin, callback, transfer)
             recorder.start()
             with run.writer:
                 code = (trainer or trainer_of)(run).run()

@@ -51,6 +51,8 @@ class Learner:
         # How many parameters the target network takes from the learner's own: none, or its torso's.
         shares = config.optimizer.target_layers == "last"
         self._shared = size_before_head(self.network.net) if shares else 0
+        frozen = config.optimizer.freeze == "torso"
+        self._frozen = size_before_head(self.network.net) if frozen else 0
         self.actor = self.network
         if config.optimizer.act_by_average:
             self.actor = FlatNetwork(run_spec.learning_network(), gradient=False)
@@ -216,6 +218,8 @@ class Learner:
         self.network.gradient.zero_()
         learned = self.algorithm.loss(self.network.net, target, rollout)
         learned.backward()
+        if self._frozen:
+            self.network.gradient[: self._frozen].zero_()
         if self.shard is not None:
             self.shard.update_priorities(learned.errors[: rollout.rewards.shape[1]])
         return learned
