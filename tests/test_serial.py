@@ -106,6 +106,18 @@ def test_what_reached_a_threshold_is_scored_on_fresh_episodes(tmp_path, mode):
     assert result["fresh_mean"] != result["final_mean"] == float(scores(outcome)[-1][2])
 
 
+@pytest.mark.parametrize("mode", ["serial", "async"])
+def test_patience_ends_a_run_that_no_longer_gets_better(tmp_path, mode):
+    """Nothing is learned, so that no score beats the first one but by luck."""
+    options = {"mode": mode, "patience": 4, "eval_every": 300, "steps": 200_000, "lr": 1e-12}
+    outcome = train(tmp_path, **options)
+    result = json.loads((outcome.run / "result.json").read_text())
+    assert result["status"] == "no better score" and outcome.exit_code == 0
+    means = [float(row[2]) for row in scores(outcome)[1:]]
+    assert result["steps"] < 100_000 and 4 < len(means)
+    assert max(means[-4:]) <= max(means[:-4]) and result["final_mean"] is not None
+
+
 @pytest.mark.parametrize("episodes", [2, 60])  # of four to ten steps each, after 500 steps
 def test_fresh_episodes_are_not_played_where_they_would_take_long(tmp_path, episodes):
     options = {"env": "Scripted/Slow-v0", "import_modules": ("scripted_ids",), "steps": 5000}

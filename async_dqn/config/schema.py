@@ -333,6 +333,12 @@ class EvaluationConfig(SettingsSection):
     stop_at_return: float | None = setting(
         None, "end the run when a confirmed evaluation reaches this mean", within=FINITE_OR_NONE
     )
+    patience: int | None = setting(
+        None,
+        "end the run after so many evaluations in a row without a better confirmed score",
+        unit="evaluations",
+        within=COUNT_OR_NONE,
+    )
 
 
 @dataclass(frozen=True)

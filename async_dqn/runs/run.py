@@ -45,6 +45,7 @@ WORDS = dict(zip(TOTALS, (STEPS, UPDATES, EPISODES, SKIPPED, ENV_ERRORS, CPU_NS)
 FRESH_SHARE = 0.1  # of a run's steps; those that are stepped as one batch cost far less
 RETRY_SECONDS = 60.0  # after a checkpoint that could not be saved
 DONE, THRESHOLD, STOPPED = "budget reached", "threshold reached", "stopped"
+IN_VAIN = "no better score"  # for as long as --patience waits
 Best = tuple[int, torch.Tensor, Evaluation]  # step, parameters, their score
 
 
@@ -76,6 +77,7 @@ class Run:
         self.restarts = self.retired = 0
         self.cause: str | None = None  # of an early end
         self.rolled_back = False
+        self._in_vain = 0  # evaluations in a row without a better score
         # A slow disk must not keep leases from the workers: one thread writes, in the order asked.
         self.writer = ThreadPoolExecutor(1, "checkpoints")
         self._saves: deque[tuple[Future, tuple[str], Evaluation | None]] = deque()
@@ -133,6 +135,7 @@ class Run:
             return
         self.recorder.evaluation(evaluation, wall_s, self.cpu_s)
         self.reporter.evaluated(evaluation)
+        self._in_vain += 1
         if evaluation.final:
             self.final, self.fresh_mean = evaluation, evaluation.mean  # nothing was selected by it
         if not evaluation.confirmed:
@@ -141,6 +144,8 @@ class Run:
         read = self.store.snapshot.read(snapshot)
         is_kept = read is not None and read[0] == evaluation.sequence
         if is_kept and (self.best is None or evaluation.mean >= self.best):
+            if self.best is None or evaluation.mean > self.best:
+                self._in_vain = 0
             self.best = evaluation.mean
             self._unsaved_best = evaluation.step, snapshot, evaluation
             self._save_best()
@@ -148,6 +153,12 @@ class Run:
         if is_kept and threshold is not None and evaluation.mean >= threshold:
             self.threshold_at = self.threshold_at or (wall_s, evaluation.step)
             self.reached, self._decisive = evaluation, snapshot
+
+    @property
+    def patience_over(self) -> bool:
+        """Whether evaluations have brought no better score for as long as the settings wait."""
+        patience = self.run_spec.config.evaluation.patience
+        return patience is not None and self._in_vain >= patience
 
     @property
     def cpu_s(self) -> float:
@@ -160,7 +171,7 @@ class Run:
             self.take_decisive()
             self.final = self.reached
             status = status or THRESHOLD
-        status, self.cause = status or DONE, cause
+        status, self.cause = status or (IN_VAIN if self.patience_over else DONE), cause
         self.reporter.report(self.cpu_s, self.restarts, self.retired)
         self._settle(wait=True)
         self.checkpoint()
@@ -293,6 +304,7 @@ class Run:
             "wall_s": self.recorder.wall_s,
             "lr_multiplier": self.store.learning_rate_multiplier,
             "best_mean": self.best,
+            "in_vain": self._in_vain,
             "threshold_at": self.threshold_at,
             "config": self.run_spec.config.to_dict(),
             "env_info": asdict(self.run_spec.info),
@@ -326,7 +338,7 @@ class Run:
         if stored.optimizer.lr == self.run_spec.config.optimizer.lr:
             self.block["multipliers"][0] = state.get("lr_multiplier", 1.0)
             self.rolled_back = self.store.learning_rate_multiplier < 1
-        self.best = state["best_mean"]
+        self.best, self._in_vain = state["best_mean"], state.get("in_vain", 0)
         self._refreshes_before = state["target_refreshes"] - 1  # the one just published again
         self.restarts = state["restarts"]
         self.first_incarnation = state["next_incarnation"]

@@ -75,7 +75,7 @@ class SerialTrainer:
             return 0
 
     def _over(self) -> bool:
-        return self._broken_off() or self.store.steps >= self.budget
+        return self._broken_off() or self.run_.patience_over or self.store.steps >= self.budget
 
     def _broken_off(self) -> bool:
         return bool(self.signals.received or self.run_.reached or self.run_.reporter.stop_wanted)

@@ -166,7 +166,7 @@ class SimulationTrainer(SerialTrainer):
     def _over(self) -> bool:
         # A copy of the target network that would come after the last push is of no use.
         coming = (kind != TARGET or moment <= self.clock.now for moment, kind, _ in self.events)
-        return self._broken_off() or not any(coming)
+        return self._broken_off() or self.run_.patience_over or not any(coming)
 
     def _round(self) -> None:
         """One event."""

@@ -76,7 +76,7 @@ class Supervisor:
                     self.run_.take_decisive()
                     if self.run_.scores_afresh:
                         self._final_evaluation(layout.AFRESH)
-                elif self.store.steps >= self.budget:
+                elif self._spent:
                     self._final_evaluation(layout.FINISH)
                 self.store.control[layout.EVALUATOR_ORDER] = layout.QUIT
                 self._end(self.children)
@@ -88,18 +88,23 @@ class Supervisor:
         if self.signals.received or self.run_.reporter.stop_wanted:
             self.run_.finish(STOPPED, cause=self.signals.words)
             return self.signals.exit_code
-        if self.store.steps >= self.budget or self.run_.reached:
+        if self._spent or self.run_.reached:
             self.run_.finish()
             return 0
         self.run_.finish(STOPPED, cause=failure_summary(self.workers))
         return STOPPED_RESUMABLE
+
+    @property
+    def _spent(self) -> bool:
+        """Whether budget or patience is used up."""
+        return self.store.steps >= self.budget or self.run_.patience_over
 
     def _over(self) -> bool:
         return bool(
             self.signals.received
             or self.run_.reached
             or self.run_.reporter.stop_wanted
-            or self.store.steps >= self.budget
+            or self._spent
             or sum(not worker.retired for worker in self.workers) < self.min_workers
         )
 
