@@ -7,28 +7,33 @@ from async_dqn.algorithms.rollout import Rollout
 
 
 def shift_images(rollout: Rollout, most: int, generator: np.random.Generator) -> None:
-    """Move the observations of each segment, in place, by up to `most` pixels each way.
+    """Move the observations of each segment by up to `most` pixels each way.
 
     Observations are images [..., height, width]; what comes in from outside repeats the edge. All
     images of a segment move alike, so that what changes between them is what has moved.
     """
     segments = rollout.obs.shape[1]
     moves = generator.integers(-most, most + 1, (segments, 2)).tolist()
-    rollout.obs = rollout.obs.copy()  # what was drawn may be in another order in memory
-    padding = [(0, 0)] * (rollout.obs.ndim - 3) + [(most, most)] * 2
+    obs, finals = np.empty_like(rollout.obs), np.empty_like(rollout.final_obs)
     for segment, move in enumerate(moves):
-        rollout.obs[:, segment] = _moved(rollout.obs[:, segment], padding, most, *move)
-    finals = [
-        _moved(image[None], padding, most, *moves[row % segments])[0]
-        for row, image in zip(rollout.final_rows.tolist(), rollout.final_obs, strict=True)
-    ]
-    if finals:
-        rollout.final_obs = np.stack(finals)
+        _move(rollout.obs[:, segment], obs[:, segment], *move)
+    for number, row in enumerate(rollout.final_rows.tolist()):
+        _move(rollout.final_obs[number], finals[number], *moves[row % segments])
+    rollout.obs, rollout.final_obs = obs, finals
 
 
-def _moved(images: NDArray, padding: list, most: int, down: int, right: int) -> NDArray:
-    """Images [n, ..., height, width] moved by so many pixels."""
+def _move(images: NDArray, moved: NDArray, down: int, right: int) -> None:
+    """Write images [..., height, width] into `moved`, so many pixels further."""
     height, width = images.shape[-2:]
-    padded = np.pad(images, padding, mode="edge")
-    top, left = most - down, most - right
-    return padded[..., top : top + height, left : left + width]
+    down, right = (max(-n + 1, min(n - 1, by)) for n, by in ((height, down), (width, right)))
+    rows, columns = (
+        slice(max(0, down), height + min(0, down)),
+        slice(max(0, right), width + min(0, right)),
+    )
+    from_rows = slice(rows.start - down, rows.stop - down)
+    moved[..., rows, columns] = images[..., from_rows, columns.start - right : columns.stop - right]
+    # The edges: columns of these rows, then whole rows.
+    moved[..., rows, : columns.start] = moved[..., rows, columns.start : columns.start + 1]
+    moved[..., rows, columns.stop :] = moved[..., rows, columns.stop - 1 : columns.stop]
+    moved[..., : rows.start, :] = moved[..., rows.start : rows.start + 1, :]
+    moved[..., rows.stop :, :] = moved[..., rows.stop - 1 : rows.stop, :]
