@@ -35,6 +35,7 @@ from async_dqn.parameters.layout import (
 )
 from async_dqn.parameters.optimizers import SharedAdam
 from async_dqn.parameters.store import ParameterStore
+from async_dqn.parameters.upkeep import Upkeep
 from async_dqn.processes.child_side import RecordPipe
 from async_dqn.processes.signals import SAME_S
 from async_dqn.processes.spawn import MAX_FAILURES, PROGRESS_STEPS
@@ -644,7 +645,8 @@ def test_no_step_is_granted_before_the_target_network_has_its_keeper():
     def granted(evaluator_beat: int, incarnation: int, started: int = 2, **settings) -> list[int]:
         config = Config.from_flat({"workers": 2, "steps": 1000, **settings})
         block = SharedBlock(sections(2, 16, 2))
-        store = ParameterStore(block, SharedAdam(), 3)
+        upkeep = Upkeep(target_every=config.optimizer.target_sync_steps)
+        store = ParameterStore(block, SharedAdam(), 3, upkeep)
         run = SimpleNamespace(
             run_spec=SimpleNamespace(config=config),
             store=store,

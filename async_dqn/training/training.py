@@ -42,6 +42,7 @@ from async_dqn.training.look import looked_at
 if TYPE_CHECKING:
     from async_dqn.runs.reporter import Callback
     from async_dqn.runs.run import Run
+    from async_dqn.runs.transfer import Transfer
     from async_dqn.workers.run_spec import RunSpec
 
 COLUMNS, NO_BREAK = 100, "\N{NO-BREAK SPACE}"  # of what is said at the start
@@ -97,15 +98,13 @@ def train(
     from async_dqn.runs.run import Run  # torch: late, as it is slow
     from async_dqn.runs.transfer import transfer_of
 
-    transfer = transfer_of(run_spec) if origin is None else None
+    transfer = None if origin is not None else transfer_of(run_spec)
     folder = _folder(config, spec, origin)
     with (
         folder,
         contextlib.closing(_recorder(folder, config, info, origin, in_own_process)) as recorder,
     ):
-        _announce(run_spec, folder, notes, reasons)
-        if transfer is not None and not config.run.quiet:
-            _say("begins with", *transfer.words)
+        _announce(run_spec, folder, notes, reasons, transfer)
         try:
             run = Run(run_spec, folder, recorder, origin, callback, transfer)
             recorder.start()
@@ -116,11 +115,7 @@ def train(
             raise
         except Exception as error:
             raise failed(folder, recorder, error) from error
-    if run.unsaved:
-        raise NotSaved(
-            f"the last checkpoint was not saved ({run.unsaved}); make room, then --resume {folder} "
-            "goes on from the one before"
-        )
+    _check_saved(run, folder)
     saved = f"; checkpoint saved at step {run.store.steps:,}, --resume {folder} goes on"
     return Outcome(code, folder.path, f"{run.cause}{saved}" if code else "")
 
@@ -147,6 +142,14 @@ def _run_spec(
     if origin is not None:
         check_tensors(run_spec, origin)
     return run_spec
+
+
+def _check_saved(run: "Run", folder: RunFolder) -> None:
+    if run.unsaved:
+        raise NotSaved(
+            f"the last checkpoint was not saved ({run.unsaved}); make room, then --resume {folder} "
+            "goes on from the one before"
+        )
 
 
 def _check_address_space() -> None:
@@ -251,7 +254,13 @@ def _recorder(
     return Recorder(folder, config, asdict(info), step, wall_s, console, in_own_process, clock)
 
 
-def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str], reasons: list[str]) -> None:
+def _announce(
+    run_spec: "RunSpec",
+    folder: RunFolder,
+    notes: list[str],
+    reasons: list[str],
+    transfer: "Transfer | None",
+) -> None:
     """Print the resolved settings and the `reasons` of defaults, who explores how much, and where
     the results go."""
     config, info = run_spec.config, run_spec.info
@@ -281,6 +290,8 @@ def _announce(run_spec: "RunSpec", folder: RunFolder, notes: list[str], reasons:
         size = f"{parallel.workers} shards of {replay.replay_capacity // parallel.workers} steps"
         memory = f"{run_spec.replay_bytes / 1e6:.0f} MB"
         _say("replay", size, f"{memory}; learning begins at step {replay.replay_start}")
+    if transfer is not None:
+        _say("begins with", *transfer.words)
     print_line(f"run folder   {folder}")
 
 
