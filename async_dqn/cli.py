@@ -16,6 +16,7 @@ from async_dqn.config.fields import did_you_mean, one_line
 from async_dqn.config.options import (
     AUTO,
     Parser,
+    agent_parser,
     parse_train,
     parse_value,
     run_command,
@@ -106,14 +107,9 @@ def train(argv: Sequence[str]) -> int:
 
 def evaluate(argv: Sequence[str]) -> int:
     """Print the greedy score of a run folder's best checkpoint, or of one checkpoint."""
-    parser = Parser(prog="async-dqn evaluate", description=evaluate.__doc__)
-    parser.add_argument("run", metavar="RUN", help="run folder or checkpoint folder")
+    parser = agent_parser("async-dqn evaluate", evaluate.__doc__)
     parser.add_argument("--episodes", metavar="N", default="100", help="(default: 100)")
     parser.add_argument("--seed", metavar="N", help="(default: the run's; same episodes as best)")
-    which = "of a run folder (default: best)"
-    parser.add_argument("--load", metavar="{best,latest}", default="best", help=which)
-    modules = {"metavar": "MODULE", "action": "append", "default": []}
-    parser.add_argument("--import", **modules, help="module that registers the environment")
     given = parser.parse(argv)
     episodes = parse_value(SETTINGS["eval_episodes"], given["episodes"], "--episodes")
     seed = parse_value(SETTINGS["seed"], given["seed"]) if "seed" in given else None

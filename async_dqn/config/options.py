@@ -104,6 +104,17 @@ def train_parser(command: str = "[train]", about: str | None = TRAIN) -> Parser:
     return parser
 
 
+def agent_parser(prog: str, about: str | None) -> Parser:
+    """Which agent to load, for commands that play one."""
+    parser = Parser(prog=prog, description=about)
+    parser.add_argument("run", metavar="RUN", help="run folder or checkpoint folder")
+    which = "of a run folder (default: best)"
+    parser.add_argument("--load", metavar="{best,latest}", default="best", help=which)
+    modules = {"metavar": "MODULE", "action": "append", "default": []}
+    parser.add_argument("--import", **modules, help="module that registers the environment")
+    return parser
+
+
 def argument(about: Setting) -> dict[str, Any]:
     """Keywords of `add_argument`; values stay text, `parse_value` reads them later."""
     unit = f" [{about.unit}]" if about.unit else ""

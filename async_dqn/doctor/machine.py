@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from async_dqn.config.cores import free_memory, free_tasks, has_bfloat16, usable_cores
-from async_dqn.doctor.findings import NOTE, Finding, judged
+from async_dqn.doctor.findings import FINE, NOTE, Finding, judged
 from async_dqn.processes.child_side import RECORD_BYTES
 from async_dqn.runs.preflight import FILES, FILES_PER_CHILD, LEAST_RECORD_BYTES, free_room
 from async_dqn.runs.versions import versions
@@ -21,7 +21,7 @@ def about_machine(runs_dir: Path) -> Iterator[Finding]:
     """One finding after another; `runs_dir` is where runs are to be."""
     cores, known = usable_cores(), os.cpu_count() or 1
     limited = f"{cores} of {known}, by affinity or control group" if cores < known else f"{cores}"
-    yield Finding("ok", "cores", f"{limited} usable, which --workers takes by default")
+    yield Finding(FINE, "cores", f"{limited} usable, which --workers takes by default")
     busy = os.getloadavg()[0]
     others = f"{busy:.1f} processes were at work in the last minute"
     yield judged(busy > BUSY * cores, "load", others, "times will be longer than alone", NOTE)
@@ -30,7 +30,7 @@ def about_machine(runs_dir: Path) -> Iterator[Finding]:
         text = f"{free / 1e9:.1f} GB may be used"
         advice = "lower --workers and --replay-capacity"
         yield judged(free < LEAST_MEMORY, "memory", text, advice)
-    yield Finding("ok", "shared memory", "a file without a name, for which /dev/shm is not needed")
+    yield Finding(FINE, "shared memory", "a file without a name, for which /dev/shm is not needed")
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = (files - FILES) // FILES_PER_CHILD - 1
     yield judged(most < 2 * cores, "open files", f"{files}: {most} workers", "raise ulimit -n")
@@ -44,8 +44,8 @@ def about_machine(runs_dir: Path) -> Iterator[Finding]:
     text = f"{room / 1e9:.1f} GB free for {runs_dir}"
     yield judged(room < LEAST_DISK, "disk", text, "make room or choose another --runs-dir")
     words = "multiplied by the CPU" if has_bfloat16() else "slower than float32 here, not used"
-    yield Finding("ok", "bfloat16", words)
+    yield Finding(FINE, "bfloat16", words)
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     found = f"{', '.join(gpus)}: --device cuda" if gpus else "none; workers learn on the CPU"
-    yield Finding("ok", "GPU", found)
-    yield Finding("ok", "versions", ", ".join(f"{n} {v}" for n, v in versions().items() if v))
+    yield Finding(FINE, "GPU", found)
+    yield Finding(FINE, "versions", ", ".join(f"{n} {v}" for n, v in versions().items() if v))

@@ -208,7 +208,7 @@ class EvaluatorLoop:
         order = layout.RUN
         while order == layout.RUN or (order != layout.QUIT and running is not None):
             self._beat()
-            synced = self.store.due and self.store.keep_up()
+            synced = self.store.keep_up()
             if synced and running is None:
                 self.slot[layout.LAST_PROGRESS_STEP] = self.store.steps
             if running is None and self._due():

@@ -181,6 +181,16 @@ class ParameterStore:
         if self.average.exists:
             self.average.publish(self.theta, step)
 
+    def begin_anew(self, step: int) -> None:
+        """The same after theta was changed from outside: means of gradients are cleared.
+
+        Those of their squares stay, as without them the first steps would be many times as long as
+        any before.
+        """
+        for row in self.optimizer.directions:
+            self.states[:, row].zero_()
+        self.begin(step)
+
     def sync_target(self, step: int) -> bool:
         """Publish the next target network; False if that is not finite."""
         rule, every = self.upkeep.target_rule, self.upkeep.target_every or max(1, step)
@@ -194,14 +204,11 @@ class ParameterStore:
         kept.publish(self.upkeep.averaged(kept.newest, self.theta, passed), step)
 
     def _reset(self, step: int) -> None:
-        """Means of gradients begin anew; those of squares stay, or the next steps were too long."""
         resets = self.upkeep.resets
         fresh = resets.fresh(self.upkeep.boundaries(step, step, step)[2])
         self.theta.lerp_(fresh, resets.share)
-        for row in self.optimizer.directions:
-            self.states[:, row].zero_()
         self.control[layout.RESET_STEP] = step
-        self.begin(step)
+        self.begin_anew(step)
 
     def publish_snapshot(self) -> bool:
         """Publish what is to be scored; False if that is not finite."""

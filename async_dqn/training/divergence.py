@@ -21,9 +21,7 @@ def has_diverged(store: ParameterStore) -> bool:
 def roll_back(run: Run, allowed: bool = True) -> None:
     """Back to the snapshot (else the target network), with half the step.
 
-    Means of gradients are cleared; those of their squares stay, as without them the first steps
-    would be many times as long as any before. Only while no child is alive. Raises
-    FloatingPointError the second time, or if not `allowed`.
+    Only while no child is alive. Raises FloatingPointError the second time, or if not `allowed`.
     """
     store, step = run.store, run.store.steps
     if run.rolled_back or not allowed:
@@ -34,9 +32,7 @@ def roll_back(run: Run, allowed: bool = True) -> None:
     run.rolled_back = True
     vector, since = _last_good(run)
     store.theta.copy_(vector)
-    for row in store.optimizer.directions:
-        store.states[:, row].zero_()
-    store.begin(step)
+    store.begin_anew(step)
     run.block["multipliers"][0] *= 0.5
     store.slots[:, FAILING] = 0
     run.recorder.warn(

@@ -87,8 +87,7 @@ class SerialTrainer:
             step = self.store.steps
             if step < self.budget and self.signals.received is None:
                 learner.update(self.budget - step)
-                if self.store.due:
-                    self.store.keep_up()
+                self.store.keep_up()
                 self.run_.reporter.add(learner.record())
                 learner.clear()
         steps = self.store.steps

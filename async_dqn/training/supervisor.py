@@ -218,7 +218,7 @@ class Supervisor:
         if has_diverged(self.store):
             self._recover()
         self._grant()
-        if self.evaluator.retired and self.store.due:  # in its place
+        if self.evaluator.retired:  # in its place
             self.store.keep_up()
         if not self._start_due() and self.board_due and self.run_.startup_s is not None:
             self.board_due = False

@@ -9,7 +9,7 @@ from typing import Any
 
 from async_dqn.api import AsyncDQN
 from async_dqn.config.config import SETTINGS, UserError
-from async_dqn.config.options import Parser, parse_value
+from async_dqn.config.options import agent_parser, parse_value
 from async_dqn.runs.checkpoint import marked
 from async_dqn.runs.progress import print_line
 from async_dqn.watch.film import Show, check_file, film, prepare_drawing, window
@@ -24,8 +24,7 @@ def watch(argv: Sequence[str]) -> int:
 
     RUN is a run folder, also of a run that is still training, or a checkpoint.
     """
-    parser = Parser(prog="async-dqn watch", description=watch.__doc__)
-    parser.add_argument("run", metavar="RUN", help="run folder or checkpoint folder")
+    parser = agent_parser("async-dqn watch", watch.__doc__)
     shown = f"{LONGEST:,}, of a GIF {LONGEST_GIF:,}"
     parser.add_argument("--out", metavar="FILE", help="write a .gif or .mp4; no display is needed")
     parser.add_argument("--follow", action="store_true", help="go on with each new best checkpoint")
@@ -33,10 +32,6 @@ def watch(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", metavar="N", help=f"of each at most (default: {shown})")
     parser.add_argument("--fps", metavar="N", help="(default: the environment's)")
     parser.add_argument("--seed", metavar="N", help="of the first episode (default: 0)")
-    which = "of a run folder (default: best)"
-    parser.add_argument("--load", metavar="{best,latest}", default="best", help=which)
-    modules = {"metavar": "MODULE", "action": "append", "default": []}
-    parser.add_argument("--import", **modules, help="module that registers the environment")
     given = parser.parse(argv)
     counts = {
         name: parse_value(SETTINGS["workers"], given[name], f"--{name}")
