@@ -25,6 +25,8 @@ from async_dqn.config.config import UserError
 from async_dqn.config.extension import OPEN, bring, find
 from async_dqn.config.fields import either
 from async_dqn.config.presets import resolve
+from async_dqn.deploy import files
+from async_dqn.deploy.policy import Policy
 from async_dqn.envs import make
 from async_dqn.envs.masks import SOURCES
 from async_dqn.envs.rows import row_writer
@@ -36,7 +38,7 @@ from async_dqn.networks import architecture
 from async_dqn.networks.network import QOutput, State
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
 from async_dqn.runs import checkpoint
-from async_dqn.runs.reporter import Callback
+from async_dqn.runs.reporter import Callback, as_one
 from async_dqn.runs.resume import played_parameters, stored_config
 from async_dqn.runs.run import Run
 from async_dqn.training import training
@@ -111,7 +113,7 @@ class AsyncDQN:
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             # A child imports the user's script and came upon this call; the trainer says so.
             raise SystemExit(2)
-        called = _as_one(self._callback if callback is None else callback)
+        called = as_one(self._callback if callback is None else callback)
         changes: dict[str, Any] = {"quiet": not progress_bar}
         if total_steps is not None:
             changes["steps"] = total_steps
@@ -244,6 +246,21 @@ class AsyncDQN:
         """
         return make.make_to_watch(self.run_spec.spec, render_mode)
 
+    def export(self, path: str | Path, int8: bool = False) -> list[str]:
+        """Write the greedy policy as .onnx or as .pt2 (`torch.export`), with all that lies between
+        the environment's own observations and its actions; return what it is, in lines.
+
+        `int8`: weights in bytes. The file is tried against the agent in its environment first.
+        `async_dqn.play` plays an .onnx without torch. Raises UserError, and writes nothing, where
+        that cannot be.
+        """
+        where, spec = Path(path), self.run_spec
+        files.check_file(where, int8)
+        self._refresh()
+        policy = Policy(spec, self.network, self._space, self._own_actions)
+        with contextlib.closing(self.make_env()) as env:
+            return files.export(policy, spec, where, int8, self.decide, env)
+
     def save(self, path: str | Path) -> None:
         """Copy the checkpoint that the agent plays to the new folder `path`.
 
@@ -368,25 +385,6 @@ def _found(path: str | Path, which: str) -> checkpoint.Checkpoint:
     if which not in ("best", "latest"):
         raise UserError(f"which parameters: best or latest (got {which!r})")
     return checkpoint.load(checkpoint.resolve(path, best=which == "best"))
-
-
-def _as_one(callback: Callback | Sequence[Callback] | None) -> Callback | None:
-    """One callback that calls all; UserError for what cannot be called."""
-    if callback is None:
-        return None
-    every = list(callback) if isinstance(callback, list | tuple) else [callback]
-    for one in every:
-        if not callable(one):
-            raise UserError(
-                "callback must be a function of a report, or a list of them (got "
-                f"{type(one).__name__})"
-            )
-
-    def called(report: Mapping[str, float]) -> bool:
-        answers = [one(report) for one in every]
-        return not any(answer is False for answer in answers)
-
-    return called
 
 
 def _plain(q_values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -123,6 +123,22 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
+def export(argv: Sequence[str]) -> int:
+    """Write an agent as a file that decides by itself: .onnx, or .pt2 for torch.
+
+    `python -m async_dqn.play FILE` plays an .onnx without torch.
+    """
+    parser = agent_parser("async-dqn export", export.__doc__)
+    parser.add_argument("--out", metavar="FILE", required=True, help="an .onnx or a .pt2")
+    parser.add_argument("--int8", action="store_true", help="weights in bytes (.onnx only)")
+    given = parser.parse(argv)
+    from async_dqn.api import AsyncDQN
+
+    agent = AsyncDQN.load(given["run"], import_modules=given["import"], which=given["load"])
+    _say("\n".join(agent.export(given["out"], "int8" in given)))
+    return 0
+
+
 def list_names(argv: Sequence[str]) -> int:
     """Print tables of presets, algorithms, networks and runs, or one of them."""
     parser = Parser(prog="async-dqn list", description=list_names.__doc__)
@@ -208,6 +224,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int] | str] = {  # or where to imp
     "bench": "async_dqn.bench:run",
     "compare": "async_dqn.compare.command:compare",
     "report": "async_dqn.report.command:report",
+    "export": export,
     "watch": "async_dqn.watch.command:watch",
     "doctor": "async_dqn.doctor.command:doctor",
     "completion": completion,

@@ -14,11 +14,11 @@ PACKAGE = Path(async_dqn.__file__).parent
 FLOORS = (
     "config parameters",
     "networks envs processes",
-    "algorithms",
+    "algorithms play",
     "replay",
     "workers",
     "evaluation runs",
-    "training report",
+    "training report deploy",
     "compare api",
     "peers",
     "bench watch doctor",

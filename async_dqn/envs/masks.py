@@ -5,6 +5,7 @@ key "action_mask" of a Dict observation (PettingZoo, RLlib), and a method `actio
 (sb3-contrib). The mask [A] of zeros and ones becomes the last part of the observation.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -83,6 +84,13 @@ def with_masks(env: gymnasium.Env, masks: str, name: str) -> gymnasium.Env:
             f"MultiBinary({actions}), or --action-masks none takes it for features"
         )
     return env
+
+
+def told_mask(env: gymnasium.Env, told: str | None, info: Mapping[str, Any]) -> Any:
+    """The mask [A] that goes beside an observation, `told` as `EnvInfo.masks`; None without one."""
+    if told == "method":
+        return env.get_wrapper_attr(METHOD)()
+    return info.get(MASK) if told == "info" else None
 
 
 def legal_actions(

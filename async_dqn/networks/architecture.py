@@ -57,6 +57,11 @@ class Architecture:
         """The width of the head."""
         return sum(self.branches) or self.num_actions
 
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether any part of it computes so."""
+        return self.bfloat16 or any(part.in_bfloat16 for part in self.parts)
+
     def __post_init__(self) -> None:
         """Take what a checkpoint's JSON has made of it."""
         parts = (Architecture(**part) if isinstance(part, dict) else part for part in self.parts)

@@ -126,7 +126,7 @@ class QNetwork(nn.Module):
         if not self.masked:
             return rows, None
         seen, legal = rows.split((rows.shape[1] - self.masked, self.masked), 1)
-        return seen.reshape(len(rows), *self.shape), legal == 0
+        return seen.reshape(rows.shape[0], *self.shape), legal == 0
 
     def _features(self, obs: torch.Tensor) -> torch.Tensor:
         return self.torso(self._scaled(obs))

@@ -1,11 +1,12 @@
 """The periodic report: what the workers did since the last one, as one row of metrics."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from async_dqn.config.fields import UserError
 from async_dqn.parameters.layout import ENV_ERRORS, FINISHED, SKIPPED, STEPS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.runs.recorder import Recorder
@@ -118,3 +119,22 @@ class Reporter:
             scores, lengths = np.mean(self._episodes, axis=0).tolist()
             tags |= {"rollout/ep_rew_mean": scores, "rollout/ep_len_mean": lengths}
         return tags
+
+
+def as_one(callback: Callback | Sequence[Callback] | None) -> Callback | None:
+    """One callback that calls all; UserError for what cannot be called."""
+    if callback is None:
+        return None
+    every = list(callback) if isinstance(callback, list | tuple) else [callback]
+    for one in every:
+        if not callable(one):
+            raise UserError(
+                "callback must be a function of a report, or a list of them (got "
+                f"{type(one).__name__})"
+            )
+
+    def called(report: Mapping[str, float]) -> bool:
+        answers = [one(report) for one in every]
+        return not any(answer is False for answer in answers)
+
+    return called

@@ -1,7 +1,7 @@
 """Episodes of an agent as pictures: what the environment draws, and the choice beside it."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from async_dqn.api import AsyncDQN
 from async_dqn.config.config import UserError
 from async_dqn.config.fields import one_line
-from async_dqn.envs.masks import METHOD
-from async_dqn.envs.spaces import MASK
+from async_dqn.envs.masks import told_mask
 from async_dqn.watch.pictures import Panel
 
 DEFAULT_FPS = 30
@@ -41,7 +40,8 @@ class Stage:
         observation, info = self.env.reset(seed=seed)
         state, score, ended = None, 0.0, False
         for step in range(most + 1):
-            choice = self.agent.decide(observation, state, self._mask(info))
+            mask = told_mask(self.env, self.agent.run_spec.info.masks, info)
+            choice = self.agent.decide(observation, state, mask)
             picture = self.panel.draw(self._frame(), choice, step, score)
             yield Shot(picture, score, step, ended or step == most, ended)
             if ended or step == most:
@@ -49,12 +49,6 @@ class Stage:
             state = choice.state
             observation, reward, terminated, truncated, info = self.env.step(choice.action)
             score, ended = score + float(reward), bool(terminated or truncated)
-
-    def _mask(self, info: dict[str, Any]) -> Any:
-        told = self.agent.run_spec.info.masks
-        if told == "method":
-            return self.env.get_wrapper_attr(METHOD)()
-        return info.get(MASK) if told == "info" else None
 
     def _frame(self) -> NDArray[np.uint8]:
         name = self.agent.run_spec.spec.name
