@@ -226,6 +226,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int] | str] = {  # or where to imp
     "report": "async_dqn.report.command:report",
     "export": export,
     "watch": "async_dqn.watch.command:watch",
+    "track": "async_dqn.track.command:track",
     "doctor": "async_dqn.doctor.command:doctor",
     "completion": completion,
 }

@@ -21,7 +21,7 @@ FLOORS = (
     "training report deploy",
     "compare api",
     "peers",
-    "bench watch doctor",
+    "bench watch doctor track",
     "cli",
     "__main__",
 )

@@ -372,6 +372,17 @@ class RunConfig(SettingsSection):
     device: str = setting(
         "cpu", "where workers learn: cpu, cuda or cuda:N; evaluations stay on the CPU"
     )
+    track: str = setting(
+        "none",
+        "services that the run is reported to while it trains; their own environment variables say "
+        "where they are",
+        choices={
+            "none": "",
+            "wandb": "Weights & Biases",
+            "mlflow": "MLflow",
+            "wandb,mlflow": "both",
+        },
+    )
     quiet: bool = setting(False, "no progress display")
 
 

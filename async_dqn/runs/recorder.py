@@ -34,7 +34,7 @@ RESULT_KEYS = (
     *("seconds_to_threshold", "steps_to_threshold", "env_errors", "retired_workers", "protocol"),
 )
 HPARAMS = ("environment.env", "algorithm.algorithm", "parallel.workers", "run.seed")
-NO_HPARAMS = ("run.runs_dir", "run.run_name", "run.resume", "run.quiet")
+NO_HPARAMS = ("run.runs_dir", "run.track", "run.run_name", "run.resume", "run.quiet")
 HPARAM_RESULTS = ("final_mean", "best_mean", "seconds_to_threshold", "steps_to_threshold")
 LONGEST_WAIT_S = 5.0  # for the disk, while importing
 
