@@ -228,5 +228,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int] | str] = {  # or where to imp
     "watch": "async_dqn.watch.command:watch",
     "track": "async_dqn.track.command:track",
     "doctor": "async_dqn.doctor.command:doctor",
+    "tune": "async_dqn.tune.command:tune",
     "completion": completion,
 }

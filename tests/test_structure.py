@@ -21,7 +21,7 @@ FLOORS = (
     "training report deploy",
     "compare api",
     "peers",
-    "bench watch doctor track",
+    "bench watch doctor track tune",
     "cli",
     "__main__",
 )

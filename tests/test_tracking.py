@@ -15,8 +15,9 @@ from async_dqn import cli
 from async_dqn.config.config import UserError
 from async_dqn.runs import tracking
 from async_dqn.runs.folder import hold
+from async_dqn.runs.growing import GrowingTable
 from async_dqn.track import follow
-from async_dqn.track.follow import Follower, Table
+from async_dqn.track.follow import Follower
 
 METRICS = "step,wall_s,cpu_s,rollout/ep_rew_mean,time/fps,eval/mean_reward\n"
 SCORES = "step,wall_s,cpu_s,episodes,mean,std,min,max\n"
@@ -118,7 +119,7 @@ def test_a_run_whose_trainer_is_gone_is_lost(folder) -> None:
 def test_tables_are_read_from_where_they_were_left(tmp_path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("step,x\n")
-    table = Table(path, -1)
+    table = GrowingTable(path)
     assert list(table.new()) == []
     add(path, "1,2\n2,\n")
     assert list(table.new()) == [{"step": 1, "x": 2}, {"step": 2}]

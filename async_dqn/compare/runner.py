@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import async_dqn
 from async_dqn.compare.methods import Contender
 from async_dqn.config.config import UserError
+from async_dqn.processes.child_side import end_with_parent
 from async_dqn.processes.signals import StopSignals
 from async_dqn.report.results import FAILED, quantity, read_json, run_name
 from async_dqn.runs.folder import RunFolder, env_folder
@@ -84,24 +85,31 @@ def make_all(jobs: Sequence[Job], failures: dict[str, str], save: Callable[[], N
     return 0
 
 
-def _run(job: Job, running: list[subprocess.Popen], signals: StopSignals) -> int:
-    """Run to the end, or pass the signal on and wait; the exit code.
+def started(arguments: Sequence[str], log: Path) -> subprocess.Popen:
+    """A process of Python that finds this package, writes into `log`, and is told to end when this
+    one does.
 
-    The run has a process group of its own: Ctrl-C on a terminal would else reach it twice, and
-    the second makes it leave without cleaning up.
+    It has a process group of its own: Ctrl-C on a terminal would else reach it twice, and the
+    second makes it leave without cleaning up.
     """
-    where = ["--seed", str(job.seed), "--runs-dir", str(job.folder.parent.parent)]
-    command = [sys.executable, "-m", job.method.module, *job.method.arguments, *where]
     path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
-    with job.log.open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--run-name", job.name],
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             env=os.environ | {"PYTHONPATH": path},
             process_group=0,
+            preexec_fn=end_with_parent,
         )
+
+
+def _run(job: Job, running: list[subprocess.Popen], signals: StopSignals) -> int:
+    """Run to the end, or pass the signal on and wait; the exit code."""
+    where = ["--seed", str(job.seed), "--runs-dir", str(job.folder.parent.parent)]
+    command = ["-m", job.method.module, *job.method.arguments, *where, "--run-name", job.name]
+    with started(command, job.log) as process:
         running[:] = [process]
         passed_on = False
         while True:

@@ -48,7 +48,7 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None)
 
 TRAIN = (
     "Train a Q-network with asynchronous workers. Without options: CartPole-v1 on all usable "
-    "cores. Others: evaluate, export, watch, track, doctor, list, bench, compare, report, "
+    "cores. Others: evaluate, export, watch, track, tune, doctor, list, bench, compare, report, "
     "completion."
 )
 

@@ -87,6 +87,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
 
+def end_with_parent() -> None:
+    """In a process about to become another program: SIGTERM when the thread that made it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def die_with(parent: ParentIdentity) -> None:
     """End this process when the trainer ends."""
     server_pipe = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)

@@ -5,16 +5,16 @@ reach the training, and what it missed is sent by `track RUN` later.
 """
 
 import contextlib
-import csv
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from async_dqn.runs.checkpoint import marked
 from async_dqn.runs.durable import replace_json
 from async_dqn.runs.folder import is_locked
+from async_dqn.runs.growing import GrowingTable
 from async_dqn.track.services import SERVICES, Service
 
 LOOK_S = 2.0
@@ -24,31 +24,6 @@ SCORES = {"mean": "eval/mean_reward", "std": "eval/std_reward", "episodes": "eva
 LOST = "lost"  # status of a run whose trainer left without a word
 
 
-class Table:
-    """The rows of a CSV file of a run whose step is beyond the last one sent."""
-
-    def __init__(self, path: Path, sent: int):
-        self.path, self.sent = path, sent
-        self._header: list[str] = []
-        self._read = 0  # bytes
-
-    def new(self) -> Iterator[dict[str, float]]:
-        """Whole rows that came since the last call: numbers by column, empty cells left out."""
-        with self.path.open("rb") as file:
-            file.seek(self._read)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for cells in csv.reader(whole.decode().splitlines()):
-            if not self._header:
-                self._header = cells
-                continue
-            row = {name: float(c) for name, c in zip(self._header, cells, strict=True) if c}
-            if row["step"] > self.sent:
-                self.sent = int(row["step"])
-                yield row
-
-
 class Follower:
     """Sends one run to one service."""
 
@@ -56,7 +31,7 @@ class Follower:
         self.folder, self._state = folder, folder / STATE.format(name)
         known = _read(self._state) or {}
         self._metrics, self._evaluations = (
-            Table(folder / table, self._sent(known, table)) for table in TABLES
+            GrowingTable(folder / table, self._sent(known, table)) for table in TABLES
         )
         config = json.loads((folder / "config.json").read_text())
         self.service: Service = SERVICES[name](folder, known.get("id"), _flat(config["settings"]))
@@ -90,7 +65,7 @@ class Follower:
         self._remember()
 
     def _remember(self) -> None:
-        sent = {table.path.name: table.sent for table in (self._metrics, self._evaluations)}
+        sent = {table.path.name: table.last for table in (self._metrics, self._evaluations)}
         state = {"id": self.service.id, "sent": sent, "time": time.time()}
         with contextlib.suppress(OSError):  # a full disk: it may be sent twice
             replace_json(self._state, state)
