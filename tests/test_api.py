@@ -207,3 +207,42 @@ def test_a_script_without_a_main_guard_is_told_so_at_once(tmp_path):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert 'start the trainer under if __name__ == "__main__":' in done.stderr
+
+
+def test_sb3_scores_our_agent_as_we_do(agent):
+    evaluation = pytest.importorskip("stable_baselines3.common.evaluation")
+    env = agent.make_env()
+    returns, lengths = evaluation.evaluate_policy(
+        agent, env, n_eval_episodes=5, return_episode_rewards=True, warn=False
+    )
+    assert returns == lengths and len(returns) == 5  # CartPole gives 1 a step
+    env.reset(seed=3)
+    first = evaluation.evaluate_policy(agent, env, 3, return_episode_rewards=True, warn=False)
+    env.reset(seed=3)
+    assert evaluation.evaluate_policy(agent, env, 3, return_episode_rewards=True, warn=False) == (
+        first
+    )
+
+
+def test_names_that_others_know(agent, tmp_path):
+    assert agent.num_timesteps == 4000
+    assert agent.observation_space.shape == (4,) and agent.action_space.n == 2
+    fresh = AsyncDQN("Pendulum-v1", **SERIAL, runs_dir=str(tmp_path))
+    assert fresh.num_timesteps == 0 and fresh.action_space.shape == (1,)
+    fresh.learn(total_timesteps=1000)
+    assert fresh.num_timesteps == 1000
+    with pytest.raises(UserError, match="drop one"):
+        fresh.learn(2000, total_timesteps=2000)
+    action, _ = fresh.predict(fresh.observation_space.sample())
+    assert fresh.action_space.contains(action)
+
+
+def test_a_new_episode_forgets_the_state_of_the_last():
+    recurrent = AsyncDQN("CartPole-v1", recurrent=True, algorithm="a3c", network="mlp", workers=1)
+    seen = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    _, state = recurrent.predict(seen)
+    _, both = recurrent.predict(seen, state)
+    _, one = recurrent.predict(seen, state, episode_start=np.array([True, False]))
+    assert np.allclose(one[0][0], state[0][0]) and np.allclose(one[0][1], both[0][1])
+    _, single = recurrent.predict(seen[0], tuple(part[:1] for part in both), episode_start=True)
+    assert np.allclose(single[0], state[0][0])

@@ -19,6 +19,7 @@ FLOORS = (
     "workers",
     "evaluation runs",
     "training report deploy",
+    "agent",
     "compare api",
     "peers",
     "bench watch doctor track tune",

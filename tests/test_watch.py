@@ -11,7 +11,7 @@ from PIL import Image
 from test_serial import train
 
 from async_dqn import AsyncDQN, cli
-from async_dqn.api import Decision
+from async_dqn.agent import Decision
 from async_dqn.config.config import UserError
 from async_dqn.watch.pictures import Panel
 from async_dqn.watch.play import Stage

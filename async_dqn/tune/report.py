@@ -8,11 +8,11 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial
 
+from async_dqn.config.config import SETTINGS
 from async_dqn.report.command import machine
 from async_dqn.report.markup import Block, code, heading, paragraph, table, to_html
 from async_dqn.runs.durable import replace_file
-from async_dqn.tune.space import spelt
-from async_dqn.tune.study import CONFIRMED, Plan, finished, ranked, winner
+from async_dqn.tune.study import CONFIRMED, Plan, finished, point_of, ranked, winner
 
 SHOWN = 15  # trials
 FEW = 10  # trials from which importances say something
@@ -39,13 +39,15 @@ def _blocks(plan: Plan, study: optuna.Study, title: str) -> Iterator[Block]:
     )
     yield code(f"python launch.py --config {plan.out / 'best.toml'}")
     yield heading("Trials")
-    names = sorted({name for trial in order[:SHOWN] for name in trial.params})
+    points = [point_of(plan, trial) for trial in order[:SHOWN]]
+    names = list(dict.fromkeys(name for point in points for name in point))
     rows = [
-        [str(t.number), plan.worth.in_words(t.value), _confirmed(plan, study, t, "-")]
-        + [spelt(t.params.get(name, "-")) for name in names]
-        for t in order[:SHOWN]
+        [str(trial.number), plan.worth.in_words(trial.value), _confirmed(plan, study, trial, "-")]
+        + [point.get(name, "-") for name in names]
+        for trial, point in zip(order, points)
     ]
-    yield table(["trial", "found", "on other seeds", *names], rows)
+    options = [SETTINGS[name].option for name in names]
+    yield table(["trial", "found", "on other seeds", *options], rows)
     if weights := _importances(study):
         yield heading("What mattered")
         yield table(["setting", "share"], [[name, f"{x:.0%}"] for name, x in weights.items()])

@@ -21,7 +21,7 @@ from async_dqn.processes.signals import StopSignals
 from async_dqn.report.results import quantity
 from async_dqn.runs.folder import env_folder
 from async_dqn.runs.progress import print_line
-from async_dqn.tune.space import Point, as_arguments, drawn, nearest, spelt
+from async_dqn.tune.space import Point, as_arguments, drawn, nearest
 from async_dqn.tune.trial import Attempt, Worth
 
 FORMAT = 1
@@ -68,6 +68,12 @@ class Plan:
         return {"format": FORMAT, "env": self.env, "worth": worth, "workers": workers} | {
             "options": " ".join(self.words)
         }
+
+
+def point_of(plan: Plan, trial: FrozenTrial) -> Point:
+    """What a trial tried."""
+    fixed = optuna.trial.FixedTrial(trial.params)
+    return drawn(fixed, plan.given, plan.worth.steps, plan.vectors)
 
 
 def opened(plan: Plan) -> optuna.Study:
@@ -211,8 +217,8 @@ class Search:
         else:
             self.study.tell(trial, attempt.value)
             words = self.plan.worth.in_words(attempt.value)
-        settings = ", ".join(f"{name} {spelt(value)}" for name, value in trial.params.items())
-        print_line(f"[{len(finished(self.study))} of {self.plan.trials}] {words}: {settings}")
+        number = f"[{len(finished(self.study))} of {self.plan.trials}]"
+        print_line(f"{number} {words}: {' '.join(as_arguments(point_of(self.plan, trial)))}")
         return True
 
     def _forget(self, trial: Trial | FrozenTrial) -> None:
@@ -227,13 +233,7 @@ class Search:
             for trial in ranked(self.study)[:FINALISTS]:
                 under_way = list(self._finals.values()).count(trial)
                 if len(confirmed.get(str(trial.number), [])) + under_way == k:
-                    point = drawn(
-                        optuna.trial.FixedTrial(trial.params),
-                        self.plan.given,
-                        self.plan.worth.steps,
-                        self.plan.vectors,
-                    )
-                    name = f"final-{trial.number}-{k}"
+                    name, point = f"final-{trial.number}-{k}", point_of(self.plan, trial)
                     attempt = self._attempt(name, point, FINAL_SEED + k)
                     self._finals[attempt] = trial
                     return attempt
