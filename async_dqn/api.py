@@ -26,7 +26,10 @@ from async_dqn.envs import make
 from async_dqn.envs.spec import EnvSpec
 from async_dqn.networks import architecture
 from async_dqn.parameters.flat_network import FlatNetwork, flat_vector
+from async_dqn.report.command import check_plotting
+from async_dqn.report.results import read_run
 from async_dqn.runs import checkpoint
+from async_dqn.runs.growing import GrowingTable
 from async_dqn.runs.reporter import Callback, as_one
 from async_dqn.runs.resume import played_parameters, stored_config
 from async_dqn.runs.run import Run
@@ -133,6 +136,22 @@ class AsyncDQN(Agent):
             raise UserError("nothing learned yet; call learn()")
         self._load(_found(self.run, which))
         return self
+
+    def plot(self) -> Any:
+        """The run so far as a figure of matplotlib (extra `plot`): scores against steps.
+
+        Raises UserError.
+        """
+        if self.run is None:
+            raise UserError("nothing learned yet; call learn() before plot()")
+        check_plotting()
+        from async_dqn.report.figures import learning_curve
+
+        rows = list(GrowingTable(self.run / "metrics.csv").new())
+        known = [row for row in rows if "rollout/ep_rew_mean" in row]
+        columns = {"step": "step", "return": "rollout/ep_rew_mean"}
+        training = {name: np.array([row[tag] for row in known]) for name, tag in columns.items()}
+        return learning_curve(read_run(self.run), training)
 
     @property
     def num_timesteps(self) -> int:

@@ -4,9 +4,10 @@ They are read by strangers: units on every axis, one colour, line style and mark
 (told apart by colour-blind readers and in print), and the protocol in small type.
 """
 
+import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -59,6 +60,34 @@ def curves(comparison: Comparison, protocol: str) -> Figure:
             words = f"threshold {quantity(comparison.threshold)}"
             handles.append(Line2D([], [], color="0.3", linestyle="--", linewidth=1, label=words))
         return _with_notes(figure, protocol, handles)
+
+
+class Shown(Figure):
+    """A figure that notebooks show, whatever backend they have."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
+def learning_curve(run: RunResult, training: Mapping[str, np.ndarray]) -> Figure:
+    """One run: evaluation scores, and beside them `training` returns (arrays "step", "return")."""
+    with matplotlib.rc_context(STYLE):
+        figure = Shown(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        steps, returns = training["step"], training["return"]
+        axes.plot(steps, returns, color=COLOURS[1], linewidth=1, label="training, exploring")
+        scores = {"where": "post", "marker": MARKERS[0], "markersize": 4, "color": COLOURS[0]}
+        axes.step(run.curve["step"], run.curve["mean"], label="evaluation, greedy", **scores)
+        if run.threshold is not None:
+            axes.axhline(run.threshold, color="0.3", linestyle="--", linewidth=1, zorder=0)
+        axes.set_xlabel(CLOCK_LABELS["step"])
+        axes.set_ylabel("mean return")
+        axes.set_title(f"{run.env}, seed {run.seed}")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: rounded(x)))
+        axes.legend(frameon=False)
+        return figure
 
 
 class Panel(NamedTuple):
