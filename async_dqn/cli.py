@@ -228,6 +228,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int] | str] = {  # or where to imp
     "watch": "async_dqn.watch.command:watch",
     "track": "async_dqn.track.command:track",
     "doctor": "async_dqn.doctor.command:doctor",
+    "distill": "async_dqn.distill.command:distill",
     "tune": "async_dqn.tune.command:tune",
     "completion": completion,
 }

@@ -10,7 +10,7 @@ Needs numpy and onnxruntime, neither torch nor gymnasium; only playing an enviro
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
     player = Player(given["file"])
     env = _environment(player.about, given.get("env"), given["import"])
     try:
-        _play(player, env, episodes, seed)
+        _print(play(player, env, episodes, seed))
     finally:
         env.close()
     return 0
@@ -180,31 +180,50 @@ def _environment(about: Mapping[str, Any], env: str | None, modules: Sequence[st
     return make_to_watch(EnvSpec.of(settings), None)
 
 
-def _play(player: Player, env: Any, episodes: int, seed: int) -> None:
+class Played(NamedTuple):
+    """One episode: its return, its steps, and the seconds that deciding took."""
+
+    score: float
+    steps: int
+    deciding_s: float
+
+
+def play(player: Player, env: Any, count: int, seed: int) -> Iterator[Played]:
+    """So many episodes of an environment, seeded from `seed` on.
+
+    As in evaluations, one action in a hundred is random in Atari, where a greedy policy may wait
+    for ever.
+    """
     from async_dqn.envs.masks import told_mask
 
-    returns, seconds, decisions = [], 0.0, 0
     env.action_space.seed(seed)
     generator = np.random.default_rng(seed)
-    for number in range(episodes):
+    for number in range(count):
         observation, info = env.reset(seed=seed + number)
-        state, score, steps, ended = None, 0.0, 0, False
+        state, score, steps, seconds, ended = None, 0.0, 0, 0.0, False
         while not ended:
             mask = told_mask(env, player.about["masks"], info)
             begun = time.perf_counter()
             action, state = player.predict(observation, state, mask)
             seconds += time.perf_counter() - begun
-            # As in evaluations: a greedy policy of Atari may wait for ever.
             if generator.random() < player.about["epsilon"]:
                 action = env.action_space.sample()
             observation, reward, terminated, truncated, info = env.step(action)
             score, steps, ended = score + float(reward), steps + 1, terminated or truncated
-        print(f"episode {number + 1}: return {score:g}, {steps:,} steps", flush=True)
-        returns.append(score)
-        decisions += steps
-    mean, std = np.mean(returns), np.std(returns)
-    each = f"{seconds / decisions * 1e6:.0f} us a decision"
-    print(f"mean return {mean:.2f}, standard deviation {std:.2f}, {episodes} episodes, {each}")
+        yield Played(score, steps, seconds)
+
+
+def _print(episodes: Iterable[Played]) -> None:
+    played = []
+    for number, one in enumerate(episodes, 1):
+        print(f"episode {number}: return {one.score:g}, {one.steps:,} steps", flush=True)
+        played.append(one)
+    scores, steps, seconds = np.array(played).T
+    each = f"{seconds.sum() / steps.sum() * 1e6:.0f} us a decision"
+    print(
+        f"mean return {scores.mean():.2f}, standard deviation {scores.std():.2f}, "
+        f"{len(played)} episodes, {each}"
+    )
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_an_update_counts_steps_updates_and_episodes_in_its_own_slot() -> None:
     assert record["updates"] == 3 and record["episodes"] == [(2.0, 2)] * 12
     assert record["staleness"] == 0 and record["grad_norm"] > 0
     bench.learner.clear()
-    assert bench.learner.record() == {**vars(Statistics()), "episodes": [], "fault": ""}
+    assert bench.learner.record() == {**vars(Statistics()), "episodes": [], "fault": "", "info": {}}
 
 
 def test_the_budget_is_met_to_the_step() -> None:

@@ -82,7 +82,7 @@ def test_summary_of_known_runs(tmp_path, capsys):
             "20,000 (10,000 to 30,000)",
             "21 (11 to 31)",
             "40 (20 to 60)",
-            "480 \\[480, 480\\]",
+            "480",
             "1,000",
         ]
     }
@@ -332,3 +332,26 @@ def test_a_run_says_of_which_protocol_its_score_is(tmp_path):
     result = json.loads((tmp_path / "ALE-Pong-v5" / "a" / "result.json").read_text())
     expected = "no sticky actions, the game's own actions, a lost life ends returns"
     assert result["protocol"] == expected
+
+
+def test_the_first_sentence_is_the_verdict(tmp_path):
+    for seed in range(5):
+        write_run(tmp_path / f"a{seed}", solved(20_000 + 100 * seed), reached=True, seed=seed)
+        missed: Points = [(5000, 6, 10, 10, 20.0), (90_000, 91, 180, 100, 300.0)]
+        points = solved(10_000) if seed else missed
+        write_run(tmp_path / f"b{seed}", points, reached=bool(seed), seed=seed, double=True)
+    cli.main(["report", str(tmp_path)])
+    text = (tmp_path / "report.md").read_text()
+    words = (
+        "Best: async-n-step-q reaches 475 on 5 of 5 seeds, in 21.2 s (median); then "
+        "async-n-step-q, double reaches 475 on 4 of 5 seeds, in 11 s (median)."
+    )
+    assert text.split("\n\n")[1] == words
+    assert rows(tmp_path)["async-n-step-q"][4] == "480 \\[480, 480\\]"
+
+
+def test_few_seeds_are_said_to_be_few(tmp_path):
+    write_run(tmp_path / "a", solved(10_000), reached=True)
+    cli.main(["report", str(tmp_path)])
+    first = (tmp_path / "report.md").read_text().split("\n\n")[1]
+    assert first.endswith("With fewer than 5 seeds a difference may be chance.")

@@ -22,7 +22,7 @@ FLOORS = (
     "agent",
     "compare api",
     "peers",
-    "bench watch doctor track tune",
+    "bench watch doctor track tune distill",
     "cli",
     "__main__",
 )

@@ -13,7 +13,7 @@ from test_serial import train
 
 from async_dqn import cli
 from async_dqn.config.config import UserError
-from async_dqn.runs import tracking
+from async_dqn.runs import companions
 from async_dqn.runs.folder import hold
 from async_dqn.runs.growing import GrowingTable
 from async_dqn.track import follow
@@ -137,11 +137,11 @@ def test_a_service_that_hangs_does_no_harm(tmp_path, monkeypatch, capsys) -> Non
     pid = tmp_path / "pid"
     code = f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
     module(tmp_path, monkeypatch, "wandb", code)
-    monkeypatch.setattr(tracking, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(companions, "PATIENCE_S", 3.0)
     agent = train(tmp_path / "runs", steps=2_000, track="wandb")
     assert json.loads((agent.run / "result.json").read_text())["status"] == "budget reached"
     said = capsys.readouterr().err
-    assert "tracking failed (it took more than 3 s)" in said and "track" in said
+    assert "track-wandb failed (it took more than 3 s)" in said
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 
@@ -151,12 +151,12 @@ def test_a_service_that_fails_does_no_harm(tmp_path, monkeypatch, capsys) -> Non
     agent = train(tmp_path / "runs", steps=2_000, track="wandb")
     assert json.loads((agent.run / "result.json").read_text())["status"] == "budget reached"
     said = capsys.readouterr().err
-    assert "tracking failed (wandb failed: " in said
-    assert f"`async-dqn track {agent.run} --to wandb` sends it again" in said
+    assert "track-wandb failed (wandb failed: " in said
+    assert f"`async-dqn track {agent.run} --to wandb` tries again" in said
 
 
 def test_what_cannot_be_tracked_is_refused(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(tracking.SERVICES, "wandb", "no_such_package")
+    monkeypatch.setitem(companions.SERVICES, "wandb", "no_such_package")
     with pytest.raises(UserError, match=r"wandb is not installed; pip install .*\[track\]"):
         train(tmp_path / "runs", steps=2_000, track="wandb")
     assert not (tmp_path / "runs").exists()

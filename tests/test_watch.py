@@ -1,5 +1,6 @@
 """`watch`: an agent at play as a film, of a run that is over, or of one that still learns."""
 
+import functools
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from PIL import Image
+from scripted_envs import SpacesEnv
 from test_serial import train
 
 from async_dqn import AsyncDQN, cli
@@ -176,3 +178,45 @@ def test_an_environment_that_draws_nothing_is_named() -> None:
     stage = Stage(AsyncDQN(Blind))
     with pytest.raises(UserError, match=r"Blind.* draws no pictures"):
         list(stage.episode(seed=0, most=1))
+
+
+def test_a_run_is_filmed_while_it_trains(tmp_path) -> None:
+    settings = {"steps": 9_000, "checkpoint_every": 3_000, "mode": "serial"}
+    agent = train(tmp_path, **settings, video_every=3_000)
+    films = sorted((agent.run / "videos").glob("*.gif"))
+    last = f"step-{9_000:012}.gif"
+    assert films[-1].name == last and len(pictures(films[-1])) > 1
+    assert "film " in (agent.run / "logs" / "videos.log").read_text()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(agent.run / "videos"), size_guidance={"images": 0})
+    shown.Reload()
+    images = shown.Images("play")
+    assert [image.step for image in images] == [int(path.stem[5:]) for path in films]
+    assert images[-1].encoded_image_string == films[-1].read_bytes()
+
+
+def test_what_cannot_be_filmed_does_no_harm(tmp_path, capsys) -> None:
+    agent = AsyncDQN(
+        functools.partial(
+            SpacesEnv, gymnasium.spaces.Box(0, 1, (2,)), gymnasium.spaces.Discrete(2)
+        ),
+        workers=1,
+        mode="serial",
+        envs_per_worker=2,
+        eval_episodes=1,
+        max_episode_steps=20,
+        runs_dir=str(tmp_path),
+        video_every=500,
+    )
+    agent.learn(1_000)
+    said = capsys.readouterr().err
+    assert "videos failed (" in said and "tries again" in said
+    assert agent.num_timesteps == 1_000
+
+
+def test_recording_wants_a_run_and_nothing_else(tmp_path, capsys) -> None:
+    assert cli.main(["watch", str(tmp_path), "--record", "100"]) == 2
+    assert "--record wants the folder of a run" in capsys.readouterr().err
+    assert cli.main(["watch", str(tmp_path), "--record", "100", "--follow"]) == 2
+    assert "--record goes without --follow" in capsys.readouterr().err

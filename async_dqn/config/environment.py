@@ -70,6 +70,11 @@ class EnvironmentConfig(SettingsSection):
         "bytes stay below 32, none: they are colours",
         within=CODES,
     )
+    log_info: tuple[str, ...] = setting(
+        (),
+        "key of a number in `info`, or in its dict 'episode_metrics', whose mean is logged as "
+        "info/KEY; may be repeated",
+    )
     action_masks: str = setting(
         "auto",
         "which actions are legal",

@@ -48,8 +48,8 @@ def run_command(command: Callable[[list[str]], int], argv: Sequence[str] | None)
 
 TRAIN = (
     "Train a Q-network with asynchronous workers. Without options: CartPole-v1 on all usable "
-    "cores. Others: evaluate, export, watch, track, tune, doctor, list, bench, compare, report, "
-    "completion."
+    "cores. Others: evaluate, export, distill, watch, track, tune, doctor, list, bench, compare, "
+    "report, completion."
 )
 
 

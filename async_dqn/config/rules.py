@@ -9,6 +9,10 @@ from async_dqn.config.fields import UserError, is_foreign
 Config = Any  # `config.Config`, which is built on this module
 
 
+# Of --log-info: a report of a worker must fit into one write to its pipe.
+MOST_KEYS, LONGEST_KEY = 8, 40
+
+
 class Rule(NamedTuple):
     """What is refused, and the line that says why."""
 
@@ -333,6 +337,11 @@ def check_combination(config: Config) -> None:
     for rule in RULES:
         if rule.refused(config):
             raise UserError(rule.reason)
+    keys = config.environment.log_info
+    if len(keys) > MOST_KEYS or max(map(len, keys), default=0) > LONGEST_KEY:
+        raise UserError(
+            f"--log-info takes {MOST_KEYS} keys of {LONGEST_KEY} characters at most; drop some"
+        )
     exploration = config.exploration
     start, final = exploration.epsilon_start, exploration.epsilon_final
     if exploration.exploration == "epsilon" and final > start:

@@ -339,6 +339,13 @@ class EvaluationConfig(SettingsSection):
         unit="evaluations",
         within=COUNT_OR_NONE,
     )
+    video_every: int | None = setting(
+        None,
+        "interval between films of the newest checkpoint at play, for RUN/videos and TensorBoard; "
+        "a process of its own makes them",
+        unit="global steps",
+        within=COUNT_OR_NONE,
+    )
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def as_onnx(policy: Policy, about: Mapping[str, Any], int8: bool = False) -> byt
         del node.metadata_props[:]
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
-    model.metadata_props.add(key=METADATA, value=json.dumps({"format": FORMAT, **about}))
+    model.metadata_props.add(key=METADATA, value=_json(about))
     return model.SerializeToString()
 
 
@@ -129,9 +129,14 @@ def as_torch(policy: Policy, about: Mapping[str, Any]) -> bytes:
     """The file that `torch.export.load` reads. Raises UserError as `as_onnx`."""
     with _quiet(), _refusals("torch.export"):
         file = BytesIO()
-        extra = {f"{METADATA}.json": json.dumps({"format": FORMAT, **about})}
+        extra = {f"{METADATA}.json": _json(about)}
         torch.export.save(_program(policy), file, extra_files=extra)
         return file.getvalue()
+
+
+def _json(about: Mapping[str, Any]) -> str:
+    """Arguments of an environment may be anything; what JSON has no form for is named."""
+    return json.dumps({"format": FORMAT, **about}, default=repr)
 
 
 def _program(policy: Policy) -> torch.export.ExportedProgram:

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from async_dqn.config.fields import describe_error
+from async_dqn.envs.notes import Notes
 from async_dqn.envs.rows import stored
 from async_dqn.envs.spec import EnvInfo
 
@@ -57,8 +58,11 @@ class EnvBatch:
 
     `next_step` tells the autoreset mode: True means that the step after an end is a dummy.
     `make` builds the vector environment anew after a fault; without it, a reset must do.
-    `rebuilds` counts how often that happened; `fault` is what was wrong the last time.
+    `rebuilds` counts how often that happened; `fault` is what was wrong the last time. `notes` are
+    numbers that environments tell for the logs, if any.
     """
+
+    notes: Notes | None = None
 
     def __init__(
         self, vector: VectorEnv, info: EnvInfo, make: Callable[[], Any] | None = None

@@ -26,6 +26,7 @@ from async_dqn.envs.envpool import PoolVectorEnv
 from async_dqn.envs.loop_batch import LoopBatch
 from async_dqn.envs.loop_env import LoopVectorEnv
 from async_dqn.envs.masks import first_legal, some_legal, source_of, with_masks
+from async_dqn.envs.notes import Noted, Notes
 from async_dqn.envs.single_game import SingleGame
 from async_dqn.envs.spaces import (
     MASK,
@@ -90,6 +91,8 @@ def probe(spec: EnvSpec, stored: Mapping[str, Any] | None = None) -> EnvInfo:
     """
     if spec.wrap and (spec.is_atari or spec.backend == "envpool"):
         raise UserError("--wrap is for single environments, not for ALE/ ids and envpool; drop it")
+    if spec.log_info and (spec.is_atari or spec.backend == "envpool"):
+        raise UserError("--log-info is for environments but ALE/ ids and envpool's; drop it")
     batch = make_vector(spec, 1, training=True)
     try:
         with creation_errors(spec):
@@ -183,12 +186,19 @@ def _make_loop(
     masks = source_of(env) if layout.parts[-1].kind == "mask" else None
     info = _describe(layout, count, 1, limit, batched, action_mapping(env), masks)
 
+    notes = Notes(spec.log_info) if spec.log_info else None
+
+    def noted(env: gymnasium.Env) -> gymnasium.Env:
+        return env if notes is None else Noted(env, notes)
+
     def another() -> gymnasium.Env:
         alive()
-        return make_env(spec)[0]
+        return noted(make_env(spec)[0])
 
-    envs = [env, *(another() for _ in range(num_envs - 1))]
-    return LoopBatch(LoopVectorEnv(envs, layout, limit, alive), info, another)
+    envs = [noted(env), *(another() for _ in range(num_envs - 1))]
+    batch = LoopBatch(LoopVectorEnv(envs, layout, limit, alive), info, another)
+    batch.notes = notes
+    return batch
 
 
 def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
@@ -196,7 +206,7 @@ def _make_vectorised(spec: EnvSpec, num_envs: int) -> EnvBatch | None:
 
     A loop stands for it where environments are few and have no arguments, which may differ.
     """
-    if spec.id is None or spec.wrap or spec.masks not in ("auto", "none"):
+    if spec.id is None or spec.wrap or spec.log_info or spec.masks not in ("auto", "none"):
         return None
     registered = registered_spec(spec)
     if registered.vector_entry_point is None or registered.additional_wrappers:

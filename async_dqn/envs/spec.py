@@ -67,6 +67,7 @@ class EnvSpec:
     which `eval_wrap` stands in evaluations. Images are shrunk to `image_size`; their bytes are as
     many codes as `image_codes` says. `clip_rewards` and
     `life_loss_ends` say how Atari is learned; scores are those of whole games either way.
+    `log_info` are keys of numbers in infos that are logged.
     `masks` says where legal actions are told: "info", "observation" or "method" (`envs.masks`),
     "none", or "auto", to be found out.
     """
@@ -84,6 +85,7 @@ class EnvSpec:
     clip_rewards: bool = True
     life_loss_ends: bool = True
     masks: str = "auto"
+    log_info: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -104,6 +106,7 @@ class EnvSpec:
             settings.clip_rewards,
             settings.life_loss_ends,
             settings.action_masks,
+            settings.log_info,
         )
 
     @property

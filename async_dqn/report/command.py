@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from async_dqn.config.config import UserError
 from async_dqn.config.cores import usable_cores
@@ -18,20 +18,22 @@ from async_dqn.report import markup
 from async_dqn.report.bootstrap import bootstrap_interval, iqm
 from async_dqn.report.grouping import Comparison, Plans, collect
 from async_dqn.report.markup import Block, code, heading, paragraph, picture, table
-from async_dqn.report.results import CLOCKS, FAILED, Cost, RunResult, quantity, spread
+from async_dqn.report.results import CLOCKS, FAILED, Cost, RunResult, median, quantity, spread
 from async_dqn.runs.durable import replace_file
 from async_dqn.runs.folder import env_folder
 from async_dqn.runs.progress import print_warning
 
 WORKERS = "parallel.workers"
+FEW_SEEDS = 5
 CLOCK_HEADERS = ("steps", "seconds", "CPU seconds")
 READING = (
     "Steps are counted over all workers. Seconds count from the start of the process, imports "
     "included; CPU seconds are those of all its processes. To reach a threshold: median (lowest to "
     "highest) over seeds; > marks what rests on a run that missed it and counts with the moment "
     "it stopped; a run that failed counts as never. Final score: interquartile mean of the last "
-    "evaluations with its 95 % bootstrap interval (Agarwal et al. 2021); a run that ended at the "
-    "threshold keeps the score it ended with. Steps/s: from the first update to the end, median."
+    "evaluations, from five seeds on with its 95 % bootstrap interval (Agarwal et al. 2021); a "
+    "run that ended at the threshold keeps the score it ended with. Steps/s: from the first update "
+    "to the end, median."
 )
 
 
@@ -149,7 +151,7 @@ def _section(comparison: Comparison, protocol: str, prefix: str) -> list[Block]:
         return picture(f"{prefix}{name}.png", png.getvalue(), f"{comparison.env}: {alt}")
 
     goal = comparison.threshold
-    blocks = [paragraph(f"Protocol: {protocol}.")]
+    blocks = [paragraph(verdict(comparison)), paragraph(f"Protocol: {protocol}.")]
     if any(len(run.curve["mean"]) for run in comparison.runs):
         words = "evaluation score against steps, wall-clock seconds and CPU seconds, by method"
         blocks.append(drawn("scores", figures.curves, words))
@@ -166,6 +168,40 @@ def _section(comparison: Comparison, protocol: str, prefix: str) -> list[Block]:
         if run.status == FAILED
     ]
     return blocks
+
+
+def verdict(comparison: Comparison) -> str:
+    """What a reader wants to know first: who was best, by how much, and how sure that is."""
+    goal = comparison.threshold
+    of_goal = {m: _of_goal(runs, goal) for m, runs in comparison.methods.items()}
+    order = sorted(of_goal, key=lambda method: of_goal[method].order)
+    first, *others = (f"{method} {of_goal[method].words}" for method in order)
+    sentence = f"Best: {first}"
+    if others:
+        sentence += f"; then {others[0]}"
+    sentence += "."
+    if min(len(runs) for runs in comparison.methods.values()) < FEW_SEEDS:
+        sentence += f" With fewer than {FEW_SEEDS} seeds a difference may be chance."
+    return sentence
+
+
+class Standing(NamedTuple):
+    """The place of a method among others: the lower `order` is the better, and why, in words."""
+
+    order: tuple[float, float]
+    words: str
+
+
+def _of_goal(runs: Sequence[RunResult], goal: float | None) -> Standing:
+    seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+    if goal is None:
+        scores = [run.final for run in runs if run.final is not None]
+        score = iqm(scores) if scores else -math.inf
+        return Standing((0, -score), f"ends with {quantity(score)} ({seeds})")
+    costs = [run.cost("wall_s", goal) for run in runs]
+    solved, middle = sum(not cost.missed for cost in costs), median(costs)
+    words = f"reaches {quantity(goal)} on {solved} of {seeds}, in {middle} s (median)"
+    return Standing((-solved / len(runs), middle.value), words)
 
 
 def _summary(comparison: Comparison) -> Block:
@@ -205,10 +241,10 @@ def cost_spread(costs: Sequence[Cost]) -> str:
 
 
 def _final(runs: Sequence[RunResult]) -> str:
-    """Interquartile mean [95 % interval] of the last scores."""
+    """Interquartile mean of the last scores, with its 95 % interval where seeds are not few."""
     scores = [run.final for run in runs if run.final is not None]
-    if len(scores) < 2:
-        return quantity(scores[0]) if scores else "-"
+    if len(scores) < FEW_SEEDS:
+        return quantity(iqm(scores)) if scores else "-"
     low, high = bootstrap_interval([scores])
     return f"{quantity(iqm(scores))} [{quantity(low)}, {quantity(high)}]"
 

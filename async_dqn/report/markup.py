@@ -21,6 +21,12 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 
 th, td {{ border-bottom: 1px solid #ccc; padding: .3rem .7rem; text-align: right; }}
 th:first-child, td:first-child {{ text-align: left; }}
 pre {{ background: #f4f4f4; padding: .7rem; overflow-x: auto; font-size: .85rem; }}
+@media (prefers-color-scheme: dark) {{
+  body {{ color: #ddd; background: #161616; }}
+  pre {{ background: #242424; }}
+  th, td {{ border-color: #444; }}
+  img {{ background: #fff; border-radius: 4px; }}
+}}
 </style></head><body>
 {body}
 </body></html>

@@ -24,6 +24,7 @@ from async_dqn.runs.writers import (
     CsvTable,
     EventLog,
     finite,
+    info_tag,
     plain,
 )
 from async_dqn.workers.records import Evaluation
@@ -88,7 +89,8 @@ class Recorder:
         self.drops = BestEffort(print_warning)
         self._events = EventLog(run.path / "events.jsonl", self.drops)
         self.event = self._events.write
-        self._metrics = CsvTable(run.path / "metrics.csv", METRICS_HEADER, self.drops, base_step)
+        header = (*METRICS_HEADER, *map(info_tag, config.environment.log_info))
+        self._metrics = CsvTable(run.path / "metrics.csv", header, self.drops, base_step)
         self._evaluations = CsvTable(
             run.path / "evaluations.csv", EVALUATIONS_HEADER, self.drops, base_step
         )

@@ -10,6 +10,7 @@ from async_dqn.config.fields import UserError
 from async_dqn.parameters.layout import ENV_ERRORS, FINISHED, SKIPPED, STEPS
 from async_dqn.parameters.store import ParameterStore
 from async_dqn.runs.recorder import Recorder
+from async_dqn.runs.writers import info_tag
 from async_dqn.workers.records import Evaluation, Statistics
 from async_dqn.workers.run_spec import RunSpec
 
@@ -36,6 +37,7 @@ class Reporter:
         self.stop_wanted = False  # by the callback
         self.interval_s = REPORT_SECONDS
         self._statistics = Statistics()
+        self._info: dict[str, tuple[float, int]] = {}  # sum and count by key, since the last report
         self._episodes: deque[tuple[float, int]] = deque(maxlen=EPISODES)
         self._last = (recorder.session_s, *self._counts())
         self._reported_step = self.store.steps
@@ -47,6 +49,9 @@ class Reporter:
     def add(self, record: Mapping[str, Any]) -> None:
         """Take in what one worker did: sums over its updates, finished episodes, a fault."""
         self._episodes.extend(map(tuple, record["episodes"]))
+        for key, (total, count) in record["info"].items():
+            before = self._info.get(key, (0.0, 0))
+            self._info[key] = before[0] + total, before[1] + count
         self._statistics.merge(record)
         if record["fault"] and not self._fault:
             self._fault = record["fault"]
@@ -112,7 +117,9 @@ class Reporter:
             "async/skipped_updates": self.store.total(SKIPPED),
             "async/env_errors": self.store.total(ENV_ERRORS),
             **statistics.means(),
+            **{info_tag(key): total / count for key, (total, count) in self._info.items()},
         }
+        self._info = {}
         if self.run_spec.config.optimizer.target_sync_steps is not None:
             tags["async/target_lag_steps"] = steps - self.store.target.step
         if self._episodes:

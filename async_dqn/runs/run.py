@@ -96,6 +96,7 @@ class Run:
             self.store.begin(0)
         else:
             self._restore(checkpoint)
+        self.each_second: Callable[[], None] = lambda: None
         self.begun_with = self.store.theta.clone(), self.store.steps  # parameters and their step
         self.reporter = Reporter(run_spec, self.store, recorder, callback)
         self._first_update = self.store.updates
@@ -110,6 +111,7 @@ class Run:
         if self.reporter.due():
             self.reporter.report(self.cpu_s, self.restarts, self.retired)
             cap_logs(self.folder.logs)
+            self.each_second()
         self._settle()
         if self.checkpoint_due():
             self._save_at = 0.0

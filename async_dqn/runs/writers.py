@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from async_dqn.runs.durable import Lines, replace_file
 
@@ -60,6 +61,13 @@ LAYOUT = {  # of the tab "custom scalars": scores first
         "target lag": ["Multiline", ["async/target_lag_steps"]],
     },
 }
+
+
+def info_tag(key: str) -> str:
+    """Of a number that environments tell in `info` under this key (`--log-info`)."""
+    return f"info/{key}"
+
+
 METRICS_HEADER = ("step", "wall_s", "cpu_s", *GLOBAL_TAGS)
 EVALUATIONS_HEADER = ("step", "wall_s", "cpu_s", "episodes", "mean", "std", "min", "max")
 
@@ -238,6 +246,14 @@ class Board:
             self._told.add(tag)
             entries.append({"tag": tag, "simple_value": number})
         self._append([{"step": step, "summary": {"value": entries}}])
+
+    def picture(self, tag: str, data: bytes, step: int) -> None:
+        """A PNG or a GIF, as its file has it; films move."""
+        with Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
+        image = {"width": width, "height": height, "colorspace": 3, "encoded_image_string": data}
+        value = [{"tag": tag, "image": image}]
+        self._append([{"step": step, "summary": {"value": value}}])
 
     def text(self, tag: str, text: str, step: int) -> None:
         """A line of text at the global step `step`."""

@@ -32,11 +32,11 @@ from async_dqn.processes import spawn
 from async_dqn.processes.signals import time_limit
 from async_dqn.replay.shard import least_capacity, segment_length
 from async_dqn.runs import checkpoint
+from async_dqn.runs.companions import Companions, check_services, commands_of
 from async_dqn.runs.folder import RunFolder, check_new_run, env_folder
 from async_dqn.runs.progress import print_line
 from async_dqn.runs.recorder import Recorder
 from async_dqn.runs.resume import resumed
-from async_dqn.runs.tracking import Tracking, check_services
 from async_dqn.training.clock import Times, VirtualClock
 from async_dqn.training.look import looked_at
 
@@ -85,7 +85,7 @@ def train(
     config, origin, notes = _settled(config, explicit)
     own = find(config.by_name(), objects, config.environment.import_modules)
     check_combination(config)  # by now the traits of all algorithms are known
-    check_services(config.run.track)
+    check_services(config)
     spec = EnvSpec.of(config.environment, factory)
     if _old_folder(config, spec, origin) is None:
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
@@ -105,13 +105,14 @@ def train(
     with (
         folder,
         contextlib.closing(_recorder(folder, config, info, origin, in_own_process)) as recorder,
-        Tracking(folder.path, config.run.track, recorder.warn) as tracking,
+        Companions(folder.path, commands_of(config, folder.path), recorder.warn) as companions,
     ):
         _announce(run_spec, folder, notes, reasons, transfer)
         try:
             run = Run(run_spec, folder, recorder, origin, callback, transfer)
             recorder.start()
-            tracking.start()
+            companions.start()
+            run.each_second = companions.look
             with run.writer:
                 code = (trainer or trainer_of)(run).run()
         except UserError:

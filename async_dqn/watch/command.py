@@ -14,6 +14,7 @@ from async_dqn.runs.checkpoint import marked
 from async_dqn.runs.progress import print_line
 from async_dqn.watch.film import Show, check_file, film, prepare_drawing, window
 from async_dqn.watch.play import Stage
+from async_dqn.watch.recording import record
 
 LOOK_S = 1.0  # between two looks for a new best checkpoint
 LONGEST, LONGEST_GIF = 10_000, 1_000  # steps of an episode that are shown; a GIF is kept in memory
@@ -32,13 +33,22 @@ def watch(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", metavar="N", help=f"of each at most (default: {shown})")
     parser.add_argument("--fps", metavar="N", help="(default: the environment's)")
     parser.add_argument("--seed", metavar="N", help="of the first episode (default: 0)")
+    every = "follow a run: a GIF in RUN/videos, and for TensorBoard, every N global steps"
+    parser.add_argument("--record", metavar="N", help=every)
     given = parser.parse(argv)
     counts = {
         name: parse_value(SETTINGS["workers"], given[name], f"--{name}")
-        for name in ("episodes", "steps", "fps")
+        for name in ("episodes", "steps", "fps", "record")
         if name in given
     }
     seed = parse_value(SETTINGS["seed"], given["seed"]) if "seed" in given else 0
+    if "record" in given:
+        if others := {"out", "follow", "episodes"} & given.keys():
+            raise UserError(f"--record goes without --{min(others)}; drop one")
+        prepare_drawing()
+        most = counts.get("steps", LONGEST_GIF)
+        record(Path(given["run"]), counts["record"], given["import"], most, seed)
+        return 0
     out = Path(given["out"]) if "out" in given else None
     if out is not None:
         check_file(out)

@@ -225,14 +225,18 @@ class Learner:
         return learned
 
     def record(self) -> dict[str, Any]:
-        """What happened since `clear`: sums over updates, (return, length) of episodes, a fault."""
+        """What happened since `clear`: sums over updates, (return, length) of episodes, a fault,
+        and sums of what environments tell."""
+        told = {} if self.envs.notes is None else self.envs.notes.sums
         episodes = list(self.collector.finished)
-        return vars(self.statistics) | {"episodes": episodes, "fault": self._fault}
+        return vars(self.statistics) | {"episodes": episodes, "fault": self._fault, "info": told}
 
     def clear(self) -> None:
         """Begin a new record."""
         self.statistics = Statistics()
         self.collector.finished.clear()
+        if self.envs.notes is not None:
+            self.envs.notes.clear()
 
     def _push(self, step: int, learned: LossOutput | None) -> None:
         """Hand over the gradient, if there is one and it is finite."""

@@ -1,0 +1,1 @@
+"""Small networks that decide like a large one."""

@@ -1,0 +1,110 @@
+"""What goes with a run: processes that read its folder, to report it or to film the agent.
+
+They can hang or die without harm to the training, which only looks whether they are there.
+"""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import async_dqn
+from async_dqn.config.config import Config, UserError
+
+SERVICES = {"wandb": "wandb", "mlflow": "mlflow"}  # and the module each needs
+PATIENCE_S = 30.0  # for all of them, once the run has ended
+LONGEST_REASON = 300
+
+Commands = dict[str, list[str]]  # by what they do: words of a command line
+
+
+def commands_of(config: Config, folder: Path) -> Commands:
+    """Those that the settings of a run ask for."""
+    run = str(folder.absolute())
+    commands = {f"track-{name}": ["track", run, "--to", name] for name in _services(config)}
+    if (every := config.evaluation.video_every) is not None:
+        commands["videos"] = ["watch", run, "--record", str(every)]
+    return commands
+
+
+def check_services(config: Config) -> None:
+    """Raise UserError where the package of a service is missing."""
+    for name in _services(config):
+        if importlib.util.find_spec(SERVICES[name]) is None:
+            raise missing(name)
+
+
+def missing(name: str) -> UserError:
+    """What to do about it."""
+    return UserError(f"{name} is not installed; pip install -c constraints.txt -e '.[track]'")
+
+
+def _services(config: Config) -> list[str]:
+    return [] if config.run.track == "none" else config.run.track.split(",")
+
+
+class Companions:
+    """The processes of one run; leaving the context waits for them."""
+
+    def __init__(
+        self, folder: Path, commands: Mapping[str, list[str]], warn: Callable[[str], None]
+    ):
+        self._logs, self._commands, self._warn = folder.absolute() / "logs", commands, warn
+        self._children: dict[str, subprocess.Popen] = {}
+
+    def start(self) -> None:
+        """Once config.json is written."""
+        source = str(Path(async_dqn.__file__).parents[1])
+        path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+        for name, words in self._commands.items():
+            with self._log(name).open("wb") as log:
+                self._children[name] = subprocess.Popen(
+                    [sys.executable, "-m", "async_dqn", *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, "PYTHONPATH": path},
+                    start_new_session=True,  # Ctrl-C is not for them, and all of it ends together
+                )
+
+    def look(self) -> None:
+        """Say at once which of them has failed."""
+        for name, child in list(self._children.items()):
+            if child.poll() is not None:
+                self._end(name, "")
+
+    def __enter__(self) -> "Companions":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        until = time.monotonic() + PATIENCE_S
+        for name, child in list(self._children.items()):
+            try:
+                child.wait(max(0.0, until - time.monotonic()))
+                self._end(name, "")
+            except subprocess.TimeoutExpired:
+                self._end(name, f"it took more than {PATIENCE_S:g} s")
+
+    def _end(self, name: str, reason: str) -> None:
+        """With what it has started itself."""
+        child = self._children.pop(name)
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        child.wait()
+        if child.returncode == 0:
+            return
+        if not reason:
+            said = self._log(name).read_text(errors="replace").strip()
+            lines = said.rpartition("error: ")[2].splitlines()
+            reason = lines[-1][:LONGEST_REASON] if lines else f"exit code {child.returncode}"
+        again = " ".join(["async-dqn", *self._commands[name]])
+        self._warn(f"{name} failed ({reason}); `{again}` tries again")
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
