@@ -91,10 +91,7 @@ def train(
         check_new_run(config.run.runs_dir, spec.name, config.run.run_name)
     if config.parallel.mode != "serial":
         spawn.preload(make.preload_modules(spec))
-    late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
-    with contextlib.chdir("."), time_limit(PROBE_S, late):  # an environment may change the folder
-        stored = None if origin is None else origin.state.get("env_info")
-        info, config, reasons = looked_at(spec, config, explicit, stored)
+    info, config, reasons = _seen(spec, config, explicit, origin)
     _check_replay(config)
     run_spec = _run_spec(config, spec, info, own, origin)
     from async_dqn.runs.run import Run  # torch: late, as it is slow
@@ -123,6 +120,16 @@ def train(
     _check_saved(run, folder)
     saved = f"; checkpoint saved at step {run.store.steps:,}, --resume {folder} goes on"
     return Outcome(code, folder.path, f"{run.cause}{saved}" if code else "")
+
+
+def _seen(
+    spec: EnvSpec, config: Config, explicit: frozenset[str], origin: checkpoint.Checkpoint | None
+) -> tuple[EnvInfo, Config, list[str]]:
+    """`looked_at` within its time; an environment may change the working folder."""
+    late = f"cannot create env: {spec.name} took more than {PROBE_S:g} s"
+    with contextlib.chdir("."), time_limit(PROBE_S, late):
+        stored = None if origin is None else origin.state.get("env_info")
+        return looked_at(spec, config, explicit, stored)
 
 
 def _run_spec(
