@@ -89,7 +89,8 @@ class Recorder:
         self.drops = BestEffort(print_warning)
         self._events = EventLog(run.path / "events.jsonl", self.drops)
         self.event = self._events.write
-        header = (*METRICS_HEADER, *map(info_tag, config.environment.log_info))
+        keys = config.flat().get("environment.log_info", ())  # peers do not have it
+        header = (*METRICS_HEADER, *map(info_tag, keys))
         self._metrics = CsvTable(run.path / "metrics.csv", header, self.drops, base_step)
         self._evaluations = CsvTable(
             run.path / "evaluations.csv", EVALUATIONS_HEADER, self.drops, base_step
