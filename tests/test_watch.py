@@ -182,7 +182,7 @@ def test_an_environment_that_draws_nothing_is_named() -> None:
 
 def test_a_run_is_filmed_while_it_trains(tmp_path) -> None:
     settings = {"steps": 9_000, "checkpoint_every": 3_000, "mode": "serial"}
-    agent = train(tmp_path, **settings, video_every=3_000)
+    agent = train(tmp_path, **settings, video_every=3_000, max_episode_steps=40)
     films = sorted((agent.run / "videos").glob("*.gif"))
     last = f"step-{9_000:012}.gif"
     assert films[-1].name == last and len(pictures(films[-1])) > 1

@@ -16,7 +16,7 @@ import async_dqn
 from async_dqn.config.config import Config, UserError
 
 SERVICES = {"wandb": "wandb", "mlflow": "mlflow"}  # and the module each needs
-PATIENCE_S = 30.0  # for all of them, once the run has ended
+PATIENCE_S = 60.0  # for all of them, once the run has ended
 LONGEST_REASON = 300
 
 Commands = dict[str, list[str]]  # by what they do: words of a command line

@@ -17,6 +17,7 @@ from async_dqn.watch.play import Stage
 from async_dqn.watch.recording import record
 
 LOOK_S = 1.0  # between two looks for a new best checkpoint
+LONGEST_RECORDED = 300  # steps of a film that is made while a run trains
 LONGEST, LONGEST_GIF = 10_000, 1_000  # steps of an episode that are shown; a GIF is kept in memory
 
 
@@ -33,7 +34,7 @@ def watch(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", metavar="N", help=f"of each at most (default: {shown})")
     parser.add_argument("--fps", metavar="N", help="(default: the environment's)")
     parser.add_argument("--seed", metavar="N", help="of the first episode (default: 0)")
-    every = "follow a run: a GIF in RUN/videos, and for TensorBoard, every N global steps"
+    every = "follow a run: a GIF of 300 steps in RUN/videos, and for TensorBoard, every N steps"
     parser.add_argument("--record", metavar="N", help=every)
     given = parser.parse(argv)
     counts = {
@@ -46,7 +47,7 @@ def watch(argv: Sequence[str]) -> int:
         if others := {"out", "follow", "episodes"} & given.keys():
             raise UserError(f"--record goes without --{min(others)}; drop one")
         prepare_drawing()
-        most = counts.get("steps", LONGEST_GIF)
+        most = counts.get("steps", LONGEST_RECORDED)
         record(Path(given["run"]), counts["record"], given["import"], most, seed)
         return 0
     out = Path(given["out"]) if "out" in given else None
