@@ -158,6 +158,9 @@ class Agent:
         with contextlib.closing(self.make_env()) as env:
             return files.export(policy, spec, where, int8, self.decide, env)
 
+    def _refresh(self) -> None:
+        """Called before it plays: whoever still learns takes its newest parameters."""
+
     def _outputs(
         self, observations: Any, mask: Any, state: State | None = None
     ) -> tuple[QOutput, State | None, bool]:

@@ -147,10 +147,8 @@ class AsyncDQN(Agent):
         check_plotting()
         from async_dqn.report.figures import learning_curve
 
-        rows = list(GrowingTable(self.run / "metrics.csv").new())
-        known = [row for row in rows if "rollout/ep_rew_mean" in row]
-        columns = {"step": "step", "return": "rollout/ep_rew_mean"}
-        training = {name: np.array([row[tag] for row in known]) for name, tag in columns.items()}
+        tag, rows = "rollout/ep_rew_mean", GrowingTable(self.run / "metrics.csv").new()
+        training = [(row["step"], row[tag]) for row in rows if tag in row]
         return learning_curve(read_run(self.run), training)
 
     @property

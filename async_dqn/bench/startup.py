@@ -13,9 +13,9 @@ from typing import Any
 
 from async_dqn.bench import command
 from async_dqn.bench.command import COUNTS, in_turns, present, ratios, save, spread
-from async_dqn.compare.runner import PACKAGE
 from async_dqn.config.config import UserError
 from async_dqn.config.fields import setting
+from async_dqn.processes.programs import search_path
 
 NEVER = 10**12
 OWN = {"steps": 10**9, "eval_every": NEVER, "checkpoint_every": NEVER}
@@ -91,14 +91,13 @@ def _run(arguments: Sequence[str]) -> str:
 
     Raises UserError with its last line if it fails.
     """
-    path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         errors="replace",
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": search_path()},
         check=False,
         start_new_session=True,
     )

@@ -9,22 +9,20 @@ import shutil
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import async_dqn
 from async_dqn.compare.methods import Contender
 from async_dqn.config.config import UserError
 from async_dqn.processes.child_side import end_with_parent
+from async_dqn.processes.programs import last_words, start
 from async_dqn.processes.signals import StopSignals
 from async_dqn.report.results import FAILED, quantity, read_json, run_name
 from async_dqn.runs.folder import RunFolder, env_folder
 
 KEPT = ("threshold reached", "budget reached", FAILED)
-PACKAGE = Path(async_dqn.__file__).resolve().parents[1]
 
 
 class Job(NamedTuple):
@@ -73,7 +71,7 @@ def make_all(jobs: Sequence[Job], failures: dict[str, str], save: Callable[[], N
                 result, note = _result(job), ""
                 failures.pop(job.name, None)
                 if code or result is None or result.get("status") == FAILED:
-                    failures[job.name] = _cause(job.log, code)
+                    failures[job.name] = f"{last_words(job.log)} (exit code {code})"
                 save()
             taken = float(result.get("wall_s") or 0) if note else time.monotonic() - begun
             seconds.setdefault(job.method.label, []).append(taken)
@@ -86,23 +84,12 @@ def make_all(jobs: Sequence[Job], failures: dict[str, str], save: Callable[[], N
 
 
 def started(arguments: Sequence[str], log: Path) -> subprocess.Popen:
-    """A process of Python that finds this package, writes into `log`, and is told to end when this
-    one does.
+    """A program of this package that is told to end when this process does.
 
     It has a process group of its own: Ctrl-C on a terminal would else reach it twice, and the
     second makes it leave without cleaning up.
     """
-    path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=os.environ | {"PYTHONPATH": path},
-            process_group=0,
-            preexec_fn=end_with_parent,
-        )
+    return start(arguments, log, process_group=0, preexec_fn=end_with_parent)
 
 
 def _run(job: Job, running: list[subprocess.Popen], signals: StopSignals) -> int:
@@ -137,14 +124,6 @@ def _clear(folder: Path) -> None:
     elif folder.is_symlink() or not (folder / "config.json").is_file():
         raise UserError(f"{folder} is in the way and no run folder; move it away")
     shutil.rmtree(folder)
-
-
-def _cause(log: Path, code: int) -> str:
-    """The first error in the log, else its last line, with the exit code."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    told = (errors[:1] or lines[-1:] or ["no output"])[0].removeprefix("error: ")
-    return f"{told[:300]} (exit code {code})"
 
 
 def _ending(cause: str | None, result: Mapping[str, Any] | None) -> str:

@@ -44,21 +44,24 @@ def distill(argv: Sequence[str]) -> int:
     agent = AsyncDQN.load(given["run"], import_modules=given["import"], which=given["load"])
     student = student_of(agent, hidden, observations)
     student.export(out, int8)
-    for line in _table(agent, student, episodes):
+    for line in _table(agent, student, episodes, out, int8):
         print_line(line)
     print_line(f"file         {out}")
     return 0
 
 
-def _table(agent: Agent, student: Agent, episodes: int) -> Iterator[str]:
-    """Size, time and score of four files, the first being the agent's."""
+def _table(agent: Agent, student: Agent, episodes: int, out: Path, in_bytes: bool) -> Iterator[str]:
+    """Size, time and score of four files, the first being the agent's; `out` is there already,
+    the student's, perhaps in bytes."""
     yield _row(HEADER)
     first = None
     with tempfile.TemporaryDirectory() as folder:
         for name, who in (("agent", agent), (f"hidden {_widths(student)}", student)):
             for int8 in (False, True):
-                path = Path(folder, "agent.onnx")
-                who.export(path, int8)
+                path = out
+                if who is agent or int8 != in_bytes:
+                    path = Path(folder, "agent.onnx")
+                    who.export(path, int8)
                 score, decision_us = _measured(who, path, episodes)
                 first = score if first is None else first
                 size = f"{path.stat().st_size / 1000:,.0f} kB"

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from pathlib import Path
 from typing import Any
 
 from async_dqn.processes.child_side import receive
+from async_dqn.processes.programs import search_path
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -48,9 +48,7 @@ def preload(modules: list[str]) -> None:
     if METHOD == "spawn":
         return
     multiprocessing.set_forkserver_preload([*PRELOADED, *modules])
-    package = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    changes = {"PYTHONPATH": path} | dict.fromkeys(THREAD_VARIABLES, "1")
+    changes = {"PYTHONPATH": search_path()} | dict.fromkeys(THREAD_VARIABLES, "1")
     before = os.environ.copy()
     os.environ.update(changes)
     try:

@@ -7,7 +7,7 @@ They are read by strangers: units on every axis, one colour, line style and mark
 import io
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -71,12 +71,12 @@ class Shown(Figure):
         return file.getvalue()
 
 
-def learning_curve(run: RunResult, training: Mapping[str, np.ndarray]) -> Figure:
-    """One run: evaluation scores, and beside them `training` returns (arrays "step", "return")."""
+def learning_curve(run: RunResult, training: Sequence[tuple[float, float]]) -> Figure:
+    """One run: evaluation scores, and beside them `training`: (step, mean return)."""
     with matplotlib.rc_context(STYLE):
         figure = Shown(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
-        steps, returns = training["step"], training["return"]
+        steps, returns = np.array(training).reshape(-1, 2).T
         axes.plot(steps, returns, color=COLOURS[1], linewidth=1, label="training, exploring")
         scores = {"where": "post", "marker": MARKERS[0], "markersize": 4, "color": COLOURS[0]}
         axes.step(run.curve["step"], run.curve["mean"], label="evaluation, greedy", **scores)

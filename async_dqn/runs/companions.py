@@ -7,17 +7,15 @@ import importlib.util
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import async_dqn
 from async_dqn.config.config import Config, UserError
+from async_dqn.processes.programs import last_words, start
 
 SERVICES = {"wandb": "wandb", "mlflow": "mlflow"}  # and the module each needs
 PATIENCE_S = 60.0  # for all of them, once the run has ended
-LONGEST_REASON = 300
 
 Commands = dict[str, list[str]]  # by what they do: words of a command line
 
@@ -32,15 +30,15 @@ def commands_of(config: Config, folder: Path) -> Commands:
 
 
 def check_services(config: Config) -> None:
-    """Raise UserError where the package of a service is missing."""
+    """Raise UserError where the package of one that is asked for is missing."""
     for name in _services(config):
-        if importlib.util.find_spec(SERVICES[name]) is None:
-            raise missing(name)
+        check_service(name)
 
 
-def missing(name: str) -> UserError:
-    """What to do about it."""
-    return UserError(f"{name} is not installed; pip install -c constraints.txt -e '.[track]'")
+def check_service(name: str) -> None:
+    """The same for one."""
+    if importlib.util.find_spec(SERVICES[name]) is None:
+        raise UserError(f"{name} is not installed; pip install -c constraints.txt -e '.[track]'")
 
 
 def _services(config: Config) -> list[str]:
@@ -58,18 +56,10 @@ class Companions:
 
     def start(self) -> None:
         """Once config.json is written."""
-        source = str(Path(async_dqn.__file__).parents[1])
-        path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
         for name, words in self._commands.items():
-            with self._log(name).open("wb") as log:
-                self._children[name] = subprocess.Popen(
-                    [sys.executable, "-m", "async_dqn", *words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env={**os.environ, "PYTHONPATH": path},
-                    start_new_session=True,  # Ctrl-C is not for them, and all of it ends together
-                )
+            # Ctrl-C is not for them, and what one of them starts ends with it.
+            log, module = self._log(name), ["-m", "async_dqn"]
+            self._children[name] = start([*module, *words], log, start_new_session=True)
 
     def look(self) -> None:
         """Say at once which of them has failed."""
@@ -99,10 +89,7 @@ class Companions:
         child.wait()
         if child.returncode == 0:
             return
-        if not reason:
-            said = self._log(name).read_text(errors="replace").strip()
-            lines = said.rpartition("error: ")[2].splitlines()
-            reason = lines[-1][:LONGEST_REASON] if lines else f"exit code {child.returncode}"
+        reason = reason or last_words(self._log(name))
         again = " ".join(["async-dqn", *self._commands[name]])
         self._warn(f"{name} failed ({reason}); `{again}` tries again")
 

@@ -16,7 +16,7 @@ class GrowingTable:
     def new(self) -> Iterator[dict[str, float]]:
         """Whole rows that came since the last call: numbers by column, empty cells left out.
 
-        None as long as the file is not there.
+        None come as long as the file is not there.
         """
         if not self.path.exists():
             return

@@ -1,6 +1,5 @@
 """`track RUN`: a run, finished or not, reported to a service."""
 
-import importlib.util
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from async_dqn.config.config import UserError
 from async_dqn.config.fields import describe_error
 from async_dqn.config.options import Parser
-from async_dqn.runs.companions import SERVICES, missing
+from async_dqn.runs.companions import SERVICES, check_service
 from async_dqn.runs.progress import print_line
 from async_dqn.track.follow import Follower
 
@@ -27,8 +26,7 @@ def track(argv: Sequence[str]) -> int:
         raise UserError(f"--to must be one of {', '.join(SERVICES)} (got {name!r})")
     if not (folder / "config.json").is_file():
         raise UserError(f"{given['run']} is not a run folder")
-    if importlib.util.find_spec(SERVICES[name]) is None:
-        raise missing(name)
+    check_service(name)
     # Ctrl-C is for the trainer, which then ends this run as well.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

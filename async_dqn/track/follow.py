@@ -6,6 +6,7 @@ reach the training, and what it missed is sent by `track RUN` later.
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +31,9 @@ class Follower:
     def __init__(self, folder: Path, name: str):
         self.folder, self._state = folder, folder / STATE.format(name)
         known = _read(self._state) or {}
+        sent, begun_at = known.get("sent", {}), self._begun_at(known.get("time", 0))
         self._metrics, self._evaluations = (
-            GrowingTable(folder / table, self._sent(known, table)) for table in TABLES
+            GrowingTable(folder / table, min(sent.get(table, -1), begun_at)) for table in TABLES
         )
         config = json.loads((folder / "config.json").read_text())
         self.service: Service = SERVICES[name](folder, known.get("id"), _flat(config["settings"]))
@@ -70,15 +72,13 @@ class Follower:
         with contextlib.suppress(OSError):  # a full disk: it may be sent twice
             replace_json(self._state, state)
 
-    def _sent(self, known: Mapping[str, Any], table: str) -> int:
-        """The last step of a table that the service has and that still holds: a run that is
-        resumed goes back to a checkpoint."""
-        sent, then = known.get("sent", {}).get(table, -1), known.get("time", 0)
-        for line in (self.folder / "events.jsonl").read_text().splitlines():
-            event = json.loads(line)
-            if event["event"] == "start" and "step" in event and event["time"] > then:
-                sent = min(sent, event["step"])
-        return sent
+    def _begun_at(self, then: float) -> float:
+        """The step up to which rows sent until `then` still hold: a run that was resumed since
+        went back to a checkpoint."""
+        lines = (self.folder / "events.jsonl").read_text().splitlines()
+        starts = [event for event in map(json.loads, lines) if event["event"] == "start"]
+        since = [e["step"] for e in starts if "step" in e and e["time"] > then]
+        return min(since, default=math.inf)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

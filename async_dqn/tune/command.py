@@ -46,7 +46,7 @@ def tune(argv: Sequence[str]) -> int:
     lock = hold(plan.out / LOCK)
     if lock is None:
         raise UserError(f"{plan.out} is in use by another search; wait for it or stop it")
-    with lock, StopSignals(lambda: None, lambda number: None) as signals:
+    with lock, StopSignals(lambda: None) as signals:
         search = Search(plan, signals)
         search.run()
         if signals.received is not None:

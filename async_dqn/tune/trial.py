@@ -13,6 +13,7 @@ import numpy as np
 
 from async_dqn.compare.runner import started
 from async_dqn.config.config import UserError
+from async_dqn.processes.programs import last_words
 from async_dqn.report.results import quantity, read_json
 from async_dqn.runs.growing import GrowingTable
 
@@ -119,9 +120,7 @@ class Attempt:
         if self._process.returncode in (0, STOPPED):
             known = self.scores or self.worth.threshold is not None
             return "" if known else "no evaluation in its time"
-        lines = self._log.read_text(errors="replace").splitlines()
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return (errors or [f"exit code {self._process.returncode}"])[0][:300]
+        return last_words(self._log)
 
     @property
     def value(self) -> float:

@@ -34,7 +34,7 @@ def watch(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", metavar="N", help=f"of each at most (default: {shown})")
     parser.add_argument("--fps", metavar="N", help="(default: the environment's)")
     parser.add_argument("--seed", metavar="N", help="of the first episode (default: 0)")
-    every = "follow a run: a GIF of 300 steps in RUN/videos, and for TensorBoard, every N steps"
+    every = f"follow a run: every N steps a GIF of {LONGEST_RECORDED} in RUN/videos, TensorBoard"
     parser.add_argument("--record", metavar="N", help=every)
     given = parser.parse(argv)
     counts = {
